@@ -1,0 +1,1 @@
+"""How the processes reach each other: messages, channels, the shared-memory ring, the client."""

@@ -1,0 +1,1 @@
+"""Speech engines, each in two halves: text to tokens, tokens to sound."""

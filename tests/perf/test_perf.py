@@ -1,0 +1,162 @@
+"""The measuring scripts run, and their reports hold what they say; not that the figures are good."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perf.__main__ import WIDTH, scripts
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "perf" / "results"
+
+SMALL = {
+    "first_sound": ["--utterances", "2", "--gap-ms", "5", "--token-ms", "1"],
+    "overhead": ["--seconds", "2", "--idle-s", "0.2"],
+    "listeners": ["--readers", "2", "--stuck", "1", "--seconds", "4", "--rounds", "1"],
+    "barge_in": ["--trials", "2"],
+    "chat": ["--answers", "2", "--first-ms", "5", "--token-ms", "5"],
+    "gateway": ["--requests", "1"],
+    "ring": ["--blocks", "20"],
+    "soak": ["--speech-h", "0.05", "--look-every-s", "0.3", "--kill-every-s", "0.5"],
+}
+CHATTERBOX = {"continuity", "gpu", "precision", "stock", "tiny_checkpoint"}
+"""Tested where torch is."""
+
+FIGURES = {
+    "first_sound": {"first_pcm_p50_ms", "first_pcm_p99_ms", "engine_p50_ms"},
+    "overhead": {"overhead_%", "engine_%", "all_%", "speech_s"},
+    "listeners": {"growth_at_peak_mb", "slower_with_stuck"},
+    "barge_in": {"most_blocks_after_cancel", "block_samples"},
+    "chat": {"word_to_sound_p50_ms", "word_to_sound_p99_ms", "question_to_sound_p50_ms", "question_to_sound_p99_ms"},
+    "gateway": {"slowest_door_p50_ms"},
+    "ring": set(),
+    "soak": {"speech_h", "finished", "wrong", "kills", "memory_mib_per_h", "first_sound_ms_per_h"},
+    "continuity": set(),
+    "gpu": {"torch", "device", "seconds"},
+    "precision": set(),
+    "stock": {"threads"},
+}
+
+
+def run(name: str, folder: Path, *arguments: str) -> dict[str, Any]:
+    """Run a script; its report, checked."""
+    file = folder / f"{name}.json"
+    command = [sys.executable, "-m", f"perf.{name}", *arguments, "--json", str(file)]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    check(name, content)
+    assert all(title in done.stdout for title in content["rows"])
+    return content
+
+
+def check(name: str, report: dict[str, Any]) -> None:
+    """What every report has."""
+    assert report["measures"] == name
+    assert report["command"].startswith(f"python -m perf.{name}")
+    assert {"date", "system", "processor", "cpus", "memory_bytes", "load_1min", "python"} <= set(report["machine"])
+    assert report["code"]["version"]
+    assert set(report["figures"]) >= FIGURES[name] or "text_chars" in report["command"].replace("-", "_")
+    assert report["rows"]
+    for rows in report["rows"].values():
+        assert rows
+        assert all(set(row) == set(rows[0]) for row in rows)
+        numbers = [value for row in rows for value in row.values() if isinstance(value, int | float)]
+        assert numbers
+        assert all(math.isfinite(number) for number in numbers), rows
+
+
+def test_there_is_a_test_of_every_script() -> None:
+    assert set(scripts()) == set(SMALL) | CHATTERBOX == set(FIGURES) | {"tiny_checkpoint"}
+    assert all(line.endswith(".") for line in scripts().values())
+
+
+def test_the_list_of_scripts_names_each_with_a_line() -> None:
+    done = subprocess.run([sys.executable, "-m", "perf"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name, line in scripts().items():
+        assert f"  {name:<{WIDTH}}{line}" in done.stdout.splitlines()
+
+
+def test_the_ring_is_measured(tmp_path: Path) -> None:
+    run("ring", tmp_path, *SMALL["ring"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["first_sound", "overhead", "barge_in", "chat", "gateway"])
+def test_a_script_measures_a_pipeline_of_its_own(name: str, tmp_path: Path) -> None:
+    if name == "barge_in" and sys.platform != "linux":
+        pytest.skip("it looks into another process's memory, which only Linux lets it do")
+    report = run(name, tmp_path, *SMALL[name])
+    assert report["settings"]["model.engine"] == "espeak"
+    assert report["machine"]["cpus_used_by_others"] >= 0
+
+
+@pytest.mark.slow
+def test_the_engines_share_is_part_of_what_all_processes_spent(tmp_path: Path) -> None:
+    figures = run("overhead", tmp_path, *SMALL["overhead"])["figures"]
+    assert 0 < figures["engine_%"] < figures["all_%"]
+    assert figures["overhead_%"] == pytest.approx(figures["all_%"] - figures["engine_%"], abs=0.01)
+
+
+@pytest.mark.slow
+def test_a_soak_loses_nothing(tmp_path: Path) -> None:
+    figures = run("soak", tmp_path, *SMALL["soak"])["figures"]
+    assert figures["wrong"] == 0
+    assert figures["finished"] > 5
+
+
+@pytest.mark.slow
+def test_listeners_that_never_read_are_there_and_the_others_get_everything(tmp_path: Path) -> None:
+    rows = run("listeners", tmp_path, *SMALL["listeners"])["rows"]["listeners"]
+    assert [(row["listeners"], row["never_read"]) for row in rows] == [(2, 0), (3, 1)]
+    assert all(row["speech_s"] > 4 for row in rows)
+
+
+@pytest.mark.slow
+def test_one_long_text_is_followed_to_its_end(tmp_path: Path) -> None:
+    rows = run("listeners", tmp_path, "--text-chars", "2000")["rows"]["memory over one long text"]
+    assert [row["chars"] for row in rows] == sorted(row["chars"] for row in rows)
+    assert rows[-1]["chars"] == 2000
+    assert rows[-1]["speech_s"] > 60
+
+
+@pytest.mark.slow
+def test_a_pipeline_that_runs_already_is_measured_where_it_is(tmp_path: Path) -> None:
+    from perf.running import pipeline
+
+    with pipeline("", {}) as place:
+        report = run("first_sound", tmp_path, "--to", place.to, *SMALL["first_sound"])
+    assert report["settings"] == {}
+    assert "cpus_used_by_others" not in report["machine"]
+
+
+def test_nobody_at_the_address_is_said_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "perf.overhead", "--to", "tcp://127.0.0.1:9"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "tcp://127.0.0.1:9" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--seconds=0", "--idle-s=-1"])
+def test_an_impossible_number_is_refused_with_its_option(option: str) -> None:
+    command = [sys.executable, "-m", "perf.overhead", option]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert option.partition("=")[0] in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_kept_result_is_a_report(path: Path) -> None:
+    report = json.loads(path.read_text(encoding="utf-8"))
+    check(report["measures"], report)
+    assert path.stem.startswith(report["measures"])

@@ -1,0 +1,1 @@
+"""The processes that the supervisor runs: dispatcher, t3, s3gen, player."""
