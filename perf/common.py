@@ -1,7 +1,11 @@
-"""What every script here has in common: its options, quantiles, and the report as a table and as JSON.
+"""What every script here has in common: its options, quantiles, and the report as tables, as JSON, as a picture.
 
 A report is one JSON object: ``measures`` (the script), ``command``, ``machine`` (with how busy others kept it),
 ``code`` (which version), ``settings`` (of the pipeline measured), ``figures`` (name → number), ``rows`` (tables).
+
+A script whose report says more as a picture has ``draw(report, figure)``, which draws such an object into an empty
+matplotlib figure: `report` calls it for ``--png``, `perf.report` for its page. matplotlib is there with the extra
+``[perf]``; nothing else needs it.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,6 +42,11 @@ MODEL_LIBRARIES = ("torch", "transformers", "chatterbox-tts")
 
 Cell = str | int | float | bool | None
 Row = dict[str, Cell]
+Report = Mapping[str, Any]
+"""The JSON object of a measurement."""
+
+Draw = Callable[[Report, Any], None]
+"""Draws a report into an empty ``matplotlib.figure.Figure``."""
 
 
 class PerfError(Exception):
@@ -60,15 +69,26 @@ def quantiles(name: str, values: Sequence[float], unit: str = "ms") -> Row:
     }
 
 
-def arguments(doc: str | None, *, connects: bool = True) -> argparse.ArgumentParser:
-    """A parser with what all scripts have in common."""
+def arguments(doc: str | None, *, connects: bool = True, draws: bool = False) -> argparse.ArgumentParser:
+    """A parser with what all scripts have in common; of a script with a picture (``draws``) also ``--png``."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n\n")[0], allow_abbrev=False)
     if connects:
         parser.add_argument("--to", default="", metavar="ADDRESS", help="measure the pipeline that runs there")
         parser.add_argument("--engine", default="espeak", help="of a pipeline of our own (default: %(default)s)")
         parser.add_argument("--seed", type=int, default=1, help="of the texts (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine facts and figures here")
+    if draws:
+        parser.add_argument("--png", type=_picture, metavar="FILE", help="draw a picture of them here")
     return parser
+
+
+def _picture(name: str) -> Path:
+    """Said before anything is measured, not after."""
+    try:
+        blank()
+    except PerfError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return Path(name)
 
 
 def at_least(parser: argparse.ArgumentParser, given: argparse.Namespace, **least: float) -> None:
@@ -141,8 +161,9 @@ def report(
     figures: Mapping[str, Cell] | None = None,
     settings: Mapping[str, Cell] | None = None,
     began: Began | None = None,
+    draw: Draw | None = None,
 ) -> None:
-    """Print each table, and write everything to ``--json``.
+    """Print each table, and write everything to ``--json`` and as a picture to ``--png``.
 
     ``settings``: those of a pipeline of our own, empty for one that ran already, None without any.
     """
@@ -154,22 +175,25 @@ def report(
         console.print(f"{figure}: {value}")
     if "cpus_used_by_others" in facts:
         console.print(f"other programs used {facts['cpus_used_by_others']} of {facts['cpus']} CPUs meanwhile")
-    write(name, given, tables, figures or {}, settings or {}, facts)
+    content = contents(name, given, tables, figures or {}, settings or {}, facts)
+    write(given, content)
+    if draw is not None and given.png is not None:
+        picture = blank()
+        draw(content, picture)
+        picture.savefig(given.png)
 
 
-def write(
+def contents(
     name: str,
     given: argparse.Namespace,
     tables: Mapping[str, Sequence[Row]],
     figures: Mapping[str, Cell],
     settings: Mapping[str, Cell],
     facts: Mapping[str, Cell],
-) -> None:
-    """Write everything to ``--json``, if that is asked for."""
-    if given.json is None:
-        return
-    asked = {key: value for key, value in vars(given).items() if key != "json"}
-    content = {
+) -> Report:
+    """A measurement as one JSON object."""
+    asked = {key: value for key, value in vars(given).items() if key not in ("json", "png")}
+    return {
         "measures": name,
         "command": f"python -m perf.{name} {' '.join(_options(asked))}".strip(),
         "machine": dict(facts),
@@ -178,7 +202,21 @@ def write(
         "figures": dict(figures),
         "rows": {title: list(rows) for title, rows in tables.items()},
     }
-    given.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write(given: argparse.Namespace, content: Report) -> None:
+    """Write a report to ``--json``, if that is asked for."""
+    if given.json is not None:
+        given.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def blank() -> Any:
+    """An empty matplotlib figure with constrained layout. Raises `PerfError` where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise PerfError("a picture needs matplotlib: pip install 'chatterline[perf]'") from error
+    return Figure(figsize=(12, 7), dpi=100, layout="constrained")
 
 
 def run(main: Coroutine[Any, Any, None]) -> int:

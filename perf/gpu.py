@@ -93,7 +93,8 @@ class Found:
 
     def write(self) -> None:
         """Keep it."""
-        common.write("gpu", self.given, self.tables, self.figures, {}, self.began.facts)
+        content = common.contents("gpu", self.given, self.tables, self.figures, {}, self.began.facts)
+        common.write(self.given, content)
 
 
 class Budget:
