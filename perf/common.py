@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -244,7 +245,7 @@ def _options(asked: Mapping[str, object]) -> Iterator[str]:
     for key, value in asked.items():
         if value not in ("", None, False, []):
             name = f"--{key.replace('_', '-')}"
-            given = " ".join(map(str, value)) if isinstance(value, list) else value
+            given = " ".join(shlex.quote(str(one)) for one in (value if isinstance(value, list) else [value]))
             yield name if value is True else f"{name} {given}"
 
 

@@ -24,6 +24,7 @@ SMALL = {
     "barge_in": ["--trials", "2"],
     "chat": ["--answers", "2", "--first-ms", "5", "--token-ms", "5"],
     "gateway": ["--requests", "1"],
+    "queues": ["--workload", "steady", "listeners", "--seconds", "1", "--listeners", "2"],
     "ring": ["--blocks", "20"],
     "soak": ["--speech-h", "0.05", "--look-every-s", "0.3", "--kill-every-s", "0.5"],
 }
@@ -37,6 +38,7 @@ FIGURES = {
     "barge_in": {"most_blocks_after_cancel", "block_samples"},
     "chat": {"word_to_sound_p50_ms", "word_to_sound_p99_ms", "question_to_sound_p50_ms", "question_to_sound_p99_ms"},
     "gateway": {"slowest_door_p50_ms"},
+    "queues": {"steady_t3_busy_%", "steady_s3gen_busy_%", "steady_player_busy_%", "listeners_ahead_s"},
     "ring": set(),
     "soak": {"speech_h", "finished", "wrong", "kills", "memory_mib_per_h", "first_sound_ms_per_h"},
     "continuity": set(),
@@ -91,7 +93,7 @@ def test_the_ring_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["first_sound", "overhead", "barge_in", "chat", "gateway"])
+@pytest.mark.parametrize("name", ["first_sound", "overhead", "barge_in", "chat", "gateway", "queues"])
 def test_a_script_measures_a_pipeline_of_its_own(name: str, tmp_path: Path) -> None:
     if name == "barge_in" and sys.platform != "linux":
         pytest.skip("it looks into another process's memory, which only Linux lets it do")
