@@ -28,6 +28,9 @@ SMALL = {
     "ring": ["--blocks", "20"],
     "soak": ["--speech-h", "0.05", "--look-every-s", "0.3", "--kill-every-s", "0.5"],
 }
+ELSEWHERE = {"timeline"}
+"""Run small in a test file of their own."""
+
 CHATTERBOX = {"continuity", "gpu", "precision", "stock", "tiny_checkpoint"}
 """Tested where torch is."""
 
@@ -45,6 +48,7 @@ FIGURES = {
     "gpu": {"torch", "device", "seconds"},
     "precision": set(),
     "stock": {"threads"},
+    "timeline": {"total_ms", "sum_of_stages_ms", "total_of_sum_%", "two_or_more_at_once_%", "first_sound_ms"},
 }
 
 
@@ -78,7 +82,7 @@ def check(name: str, report: dict[str, Any]) -> None:
 
 
 def test_there_is_a_test_of_every_script() -> None:
-    assert set(scripts()) == set(SMALL) | CHATTERBOX == set(FIGURES) | {"tiny_checkpoint"}
+    assert set(scripts()) == set(SMALL) | ELSEWHERE | CHATTERBOX == set(FIGURES) | {"tiny_checkpoint"}
     assert all(line.endswith(".") for line in scripts().values())
 
 
