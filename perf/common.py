@@ -193,7 +193,7 @@ def contents(
     facts: Mapping[str, Cell],
 ) -> Report:
     """A measurement as one JSON object."""
-    asked = {key: value for key, value in vars(given).items() if key not in ("json", "png")}
+    asked = {key: value for key, value in vars(given).items() if key not in ("json", "png", "trace")}
     return {
         "measures": name,
         "command": f"python -m perf.{name} {' '.join(_options(asked))}".strip(),

@@ -186,7 +186,7 @@ def draw(report: Report, figure: Any) -> None:
         name = found["workload"]
         _draw_stages(left, tables[f"{name}: stages"])
         _draw_queues(right, tables[f"{name}: queues"])
-        left.set_title(f"{name}: bottleneck {found['bottleneck']}", loc="left", fontsize=11, fontweight="bold")
+        left.set_title(f"{name}: the bottleneck is {found['bottleneck']}", loc="left", fontsize=11, fontweight="bold")
         right.set_title(f"{found['ahead_s']:g} s ahead on average", loc="left", fontsize=10)
     panels[-1][0].set_xlabel("% of the time")
     panels[-1][1].set_xlabel("seconds of speech: bar mean, ◆ most, │ bound")

@@ -28,7 +28,7 @@ SMALL = {
     "ring": ["--blocks", "20"],
     "soak": ["--speech-h", "0.05", "--look-every-s", "0.3", "--kill-every-s", "0.5"],
 }
-ELSEWHERE = {"timeline"}
+ELSEWHERE = {"report", "timeline"}
 """Run small in a test file of their own."""
 
 CHATTERBOX = {"continuity", "gpu", "precision", "stock", "tiny_checkpoint"}
@@ -82,7 +82,7 @@ def check(name: str, report: dict[str, Any]) -> None:
 
 
 def test_there_is_a_test_of_every_script() -> None:
-    assert set(scripts()) == set(SMALL) | ELSEWHERE | CHATTERBOX == set(FIGURES) | {"tiny_checkpoint"}
+    assert set(scripts()) == set(SMALL) | ELSEWHERE | CHATTERBOX == set(FIGURES) | {"report", "tiny_checkpoint"}
     assert all(line.endswith(".") for line in scripts().values())
 
 
