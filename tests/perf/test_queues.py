@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -204,6 +206,29 @@ async def test_the_bottleneck_named_is_the_one_that_was_made(
                     await said("t3 is waited for", capsys)
                     watching.cancel()
                 await client.cancel(all=True)
+
+
+def test_the_picture_is_drawn_from_the_report_alone() -> None:
+    pytest.importorskip("matplotlib")
+    seen = window(sound_s=4, t3_0=HELD, s3gen_0=WAITS, player_0=BUSY)
+    rows = {
+        "who is waited for": [queues.verdict_row("steady", seen, verdict(seen, Config()))],
+        "steady: stages": queues.stage_rows(seen),
+        "steady: queues": queues.queue_rows(seen),
+    }
+    figure = common.blank()
+    queues.draw(json.loads(json.dumps({"rows": rows})), figure)
+    left, right = figure.axes
+    assert left.get_title(loc="left") == "steady: the bottleneck is reader"
+    assert [label.get_text() for label in left.get_yticklabels()] == ["t3-0", "s3gen-0", "player-0"]
+    assert [label.get_text() for label in right.get_yticklabels()] == ["ring"]
+
+
+def test_what_every_output_may_have_is_bounded_for_as_many_as_there_were() -> None:
+    seen = replace(window(outputs=5), queues={"tokens_waiting": Fill(10, 12, 4, "s"), "ring": Fill(5, 6, 10, "s")})
+    tokens, ring = queues.queue_rows(seen)
+    assert (tokens["bound"], tokens["mean_of_bound_%"]) == (20, 50)
+    assert (ring["bound"], ring["mean_of_bound_%"]) == (10, 50)
 
 
 # ------------------------------------------------------------------- the live view
