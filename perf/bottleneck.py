@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from perf.window import Window
 from pipeline.config import Config, Flow
 
@@ -38,11 +40,17 @@ class Verdict:
     advice: str
 
 
-def verdict(window: Window, config: Config | None) -> Verdict:
-    """``config`` is the pipeline's; None: not known, defaults are named."""
+def assumed(engine: str) -> Config:
+    """The configuration of a pipeline of which no more is known than its engine: the defaults."""
+    default = Config()
+    return msgspec.structs.replace(default, model=msgspec.structs.replace(default.model, engine=engine))
+
+
+def verdict(window: Window, config: Config) -> Verdict:
+    """``config`` is the pipeline's, as far as it is known (`assumed`)."""
     if not window.looks:
         return Verdict("", 0.0, "nothing was to be spoken")
-    flow = (config or Config()).flow
+    flow = config.flow
     shares = _shares(window, flow)
     who = "reader" if shares["reader"] >= MOST else max(shares, key=lambda name: shares[name])
     if shares[who] < LEAST:
@@ -55,7 +63,7 @@ def verdict(window: Window, config: Config | None) -> Verdict:
         case "dispatcher":
             advice = _dispatcher(window)
         case _:
-            advice = _stage(who, window, config or Config())
+            advice = _stage(who, window, config)
     return Verdict(who, shares[who], advice)
 
 
@@ -95,7 +103,7 @@ def _stage(role: str, window: Window, config: Config) -> str:
     if outputs > workers:
         return (
             f"stages.{role}.workers {workers} → {workers + 1}: {outputs:.0f} texts at once, which "
-            f"another process can share"
+            f"another process, on a device or processors of its own, can share"
         )
     if config.model.engine == "espeak":
         return f"stages.{role}.cpus [] → [0]: a processor of its own; one text is one process's work"
@@ -107,7 +115,9 @@ def _stage(role: str, window: Window, config: Config) -> str:
 
 def _dispatcher(window: Window) -> str:
     outputs = window.mean(lambda look: look.outputs)
-    return f"stages.dispatcher.cpus [] → [0]: a processor of its own; there is one for all {outputs:.0f} outputs"
+    return (
+        f"stages.dispatcher.cpus [] → [0]: a processor of its own; it is one for all ({outputs:.0f} at once)"
+    )
 
 
 def _text(flow: Flow) -> str:

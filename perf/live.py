@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import textwrap
 from collections import deque
 from contextlib import aclosing
 
@@ -15,11 +16,12 @@ from rich.live import Live
 from ipc.client import AsyncClient
 from ipc.messages import ProcessState, QueueFill, Role, StageShare, State
 from launch.view import Picture, draw
-from perf.bottleneck import verdict
+from perf.bottleneck import assumed, verdict
 from perf.window import LOOK_MS, Window, between
 
 WINDOW_S = 10.0
 FRAME_S = 0.5
+ADVICE_COLUMNS = 78
 LINE_S = 2.0
 """Where standard output is no terminal: a line that often."""
 
@@ -58,10 +60,11 @@ def picture(seen: Seen, to: str) -> Picture:
     if state is None or window is None:
         return Picture("waiting", to, "", 0.0)
     processes = tuple(_process(stage) for stage in state.stages)
-    found = verdict(window, None)
+    found = verdict(window, assumed(state.engine))
     lines = (
         f"of the last {window.seconds:.0f} s, {window.idle:.0%} idle",
-        f"{found.who or 'nobody'} is waited for ({found.share:.0%}): {found.advice}",
+        f"waited for: {found.who or 'nobody'}, {found.share:.0%} of the time that somebody wanted speech",
+        *textwrap.wrap(found.advice, ADVICE_COLUMNS),
     )
     shown = msgspec.structs.replace(
         state,
@@ -131,4 +134,4 @@ async def _show(seen: Seen, to: str) -> None:
 async def _print(seen: Seen, to: str) -> None:
     while True:
         await asyncio.sleep(LINE_S)
-        print("; ".join(picture(seen, to).lines), flush=True)
+        print(" | ".join(picture(seen, to).lines), flush=True)

@@ -24,7 +24,7 @@ from typing import Any
 from ipc.client import AsyncClient
 from ipc.client_speech import AsyncSpeech
 from perf import common, listening, live, running, texts
-from perf.bottleneck import Verdict, verdict
+from perf.bottleneck import Verdict, assumed, verdict
 from perf.common import Report, Row
 from perf.window import Window, observe
 
@@ -165,8 +165,8 @@ async def measure(given: argparse.Namespace) -> None:
     tables: dict[str, list[Row]] = {"who is waited for": verdicts}
     figures: Row = {}
     with running.pipeline(given.to, asked) as place:
-        config = running.config_of(place)
         async with AsyncClient(place.to) as client:
+            config = running.config_of(place) or assumed((await client.status()).engine)
             await (await client.speak(WARM_TEXT)).wait()
             for name in given.workload:
                 window = await observe(client, WORKLOADS[name](client, given), given.seconds)

@@ -12,7 +12,7 @@ import pytest
 from ipc.client import AsyncClient
 from ipc.messages import QueueFill, StageShare, State, UtteranceStatus
 from perf import common, live, queues, running
-from perf.bottleneck import verdict
+from perf.bottleneck import assumed, verdict
 from perf.common import PerfError
 from perf.window import Fill, Spent, Standing, Window, between, mean, observe, spent
 from pipeline.config import Config, load_config
@@ -148,6 +148,11 @@ def test_one_setting_that_would_move_it_is_named_with_its_value(
     assert advice in verdict(found, load_config(None, settings)).advice
 
 
+def test_of_a_pipeline_that_runs_already_the_engine_is_known() -> None:
+    assert "stages.s3gen.cpus" in verdict(window(s3gen_0=BUSY), assumed("espeak")).advice
+    assert "stages.s3gen.device" in verdict(window(s3gen_0=BUSY), assumed("chatterbox")).advice
+
+
 async def reads_slowly(client: AsyncClient) -> None:
     """A listener at a third of the pace of speech."""
     speech = await client.speak(TEXT * 20, output="stream")
@@ -199,11 +204,11 @@ async def test_the_bottleneck_named_is_the_one_that_was_made(
             for who, workload in cases.items():
                 watching = asyncio.create_task(live.watch(place.to)) if who == "t3" else None
                 window = await observe(client, workload(client), 2.5)
-                found = verdict(window, running.config_of(place))
+                found = verdict(window, running.config_of(place) or Config())
                 assert found.who == who, (found, window)
                 assert found.share > 0.6
                 if watching is not None:
-                    await said("t3 is waited for", capsys)
+                    await said("waited for: t3", capsys)
                     watching.cancel()
                 await client.cancel(all=True)
 
@@ -242,7 +247,7 @@ def test_the_live_view_shows_the_last_seconds_and_who_is_waited_for() -> None:
     picture = live.picture(seen, "tcp://here")
     assert seen.window is not None
     assert live.WINDOW_S <= seen.window.seconds < live.WINDOW_S + 0.5
-    assert picture.lines[-1].startswith("reader is waited for (100%)")
+    assert "waited for: reader, 100%" in picture.lines[1]
     assert [(process.role, process.index) for process in picture.processes] == [("t3", 0)]
     assert picture.state is not None
     assert picture.state.queues["ring"].most == 4.0
