@@ -115,9 +115,7 @@ def _stage(role: str, window: Window, config: Config) -> str:
 
 def _dispatcher(window: Window) -> str:
     outputs = window.mean(lambda look: look.outputs)
-    return (
-        f"stages.dispatcher.cpus [] → [0]: a processor of its own; it is one for all ({outputs:.0f} at once)"
-    )
+    return f"stages.dispatcher.cpus [] → [0]: a processor of its own; it is one for all ({outputs:.0f} at once)"
 
 
 def _text(flow: Flow) -> str:

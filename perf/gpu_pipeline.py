@@ -11,13 +11,11 @@ import asyncio
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import psutil
-
 from ipc.client import AsyncClient
-from perf import common, first_sound, listening
+from perf import common, first_sound, listening, window
 from perf.common import Cell, Row
 from perf.running import Place
 
@@ -108,34 +106,6 @@ async def measure_first_sound(place: Place, given: argparse.Namespace, what: Row
 # --------------------------------------------------------------------------- many streams
 
 
-@dataclass(frozen=True)
-class Clock:
-    """How long each worker has worked since it was ready, and how much memory the device has in use."""
-
-    at_s: float
-    busy_s: Mapping[str, float]
-
-
-async def look(place: Place, client: AsyncClient) -> Clock:
-    """What the pipeline says of its workers now."""
-    now_s, busy_s = time.time(), {}
-    for stage in (await client.status()).stages:
-        ready_s = place.ready_s.get(stage.worker)
-        if ready_s is not None and stage.pid:
-            since_s = now_s - psutil.Process(stage.pid).create_time() - ready_s
-            busy_s[stage.worker] = stage.busy * max(0.0, since_s)
-    return Clock(now_s, busy_s)
-
-
-def shares(before: Clock, after: Clock) -> dict[str, float]:
-    """The share of the time between in which each worker worked."""
-    taken_s = max(after.at_s - before.at_s, 1e-9)
-    return {
-        worker: round(min(1.0, max(0.0, busy_s - before.busy_s.get(worker, 0.0)) / taken_s), 3)
-        for worker, busy_s in after.busy_s.items()
-    }
-
-
 def next_count(good: int, bad: int | None, first: int, most: int) -> int | None:
     """How many streams to try, when ``good`` of them were well and ``bad`` not (None: not tried); None: it is known."""
     if bad is None:
@@ -173,9 +143,10 @@ async def measure_streams(
 async def _trial(
     place: Place, client: AsyncClient, given: argparse.Namespace, count: int
 ) -> tuple[Row, bool, dict[str, float]]:
-    before = await look(place, client)
+    before = {stage.worker: stage for stage in (await window.report(client)).stages}
     heard = await listening.crowd(place.to, count, given.stream_s, seed=count, spread_s=SPREAD_S)
-    busy = shares(before, await look(place, client))
+    after = (await window.report(client)).stages
+    busy = {stage.worker: round(window.spent(before.get(stage.worker), stage).busy, 3) for stage in after}
     first = common.quantiles("", [one.first_ms for one in heard])
     dry = sum(one.dry > 0 for one in heard)
     row: Row = {

@@ -12,7 +12,7 @@ import pytest
 
 from perf import common, gpu, gpu_pipeline
 from perf.gpu import Budget, Found, judge, part
-from perf.gpu_pipeline import Clock, next_count, shares, why_no_mps
+from perf.gpu_pipeline import next_count, why_no_mps
 
 
 @pytest.fixture
@@ -40,12 +40,6 @@ def test_the_most_streams_are_found_in_a_few_trials(limit: int) -> None:
 
 def test_none_are_found_where_one_is_too_many() -> None:
     assert searched(0, 8, 64) == (0, [8, 4, 2, 1])
-
-
-def test_the_share_of_a_measurement_is_told_from_that_of_all_time() -> None:
-    before = Clock(100.0, {"t3-0": 40.0, "s3gen-0": 10.0})
-    after = Clock(110.0, {"t3-0": 49.0, "s3gen-0": 10.5, "late-0": 3.0})
-    assert shares(before, after) == {"t3-0": 0.9, "s3gen-0": 0.05, "late-0": 0.3}
 
 
 def test_targets_are_judged_and_what_is_missed_is_to_be_profiled(found: Found) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from ipc.messages import QueueFill, State, Work
 from perf import common, timeline, trace
-from perf.timeline import Chunk, chunks_of, heard_curve, overlap, playback_of, rows_of
+from perf.chunks import STAGES, Chunk, chunks_of, heard_curve, overlap, playback_of, rows_of
 from tests.perf.test_perf import check
 
 
@@ -175,7 +175,7 @@ def test_a_text_is_followed_through_all_stages(output: str, tmp_path: Path, monk
     report = json.loads(report_file.read_text())
     check("timeline", report)
     rows, figures = report["rows"]["chunks"], report["figures"]
-    of = {stage: [row for row in rows if row["stage"] == stage] for stage in timeline.STAGES}
+    of = {stage: [row for row in rows if row["stage"] == stage] for stage in STAGES}
     assert all(of.values())
     assert [row["chunk"] for row in of["playback"]] == [row["chunk"] for row in of["S3Gen"]]
     heard_ms = of["playback"][-1]["speech_until_ms"]
