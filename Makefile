@@ -43,7 +43,7 @@ quick: .venv/.dev ## the tests that take no more than a few seconds each (TESTS=
 test: .venv/.dev .venv-chatterbox/.dev $(NODE_STAMP) ## all tests (TESTS=tests/ipc)
 	$(BIN)/pytest -m "not sound and not chatterbox" -n 2 --dist loadfile $(TESTS)
 	@$(MAKE) --no-print-directory chatterbox
-	$(BIN)/pytest -m sound $(TESTS)
+	$(BIN)/pytest -m sound -n 2 --dist loadfile $(TESTS)
 
 chatterbox: .venv-chatterbox/.dev ## the tests of the Chatterbox engines alone
 	files=$$(grep -rl --include='test_*.py' 'mark\.chatterbox' $(TESTS)) || { echo "nothing of Chatterbox in $(TESTS)"; exit 0; }; \
