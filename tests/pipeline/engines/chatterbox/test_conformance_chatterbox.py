@@ -45,7 +45,7 @@ OWN = frozenset(
         "many_streams_together_equal_each_alone",
     }
 )
-"""What the languages and the analyzer have a part in: for the slowest engine, whose other parts are those of English."""
+"""What languages and analyzer have a part in: for the slowest engine, whose other parts are those of English."""
 
 
 def _cases() -> Iterator[object]:
@@ -58,7 +58,7 @@ def _cases() -> Iterator[object]:
             yield pytest.param(engine, check, id=f"{engine}-{name}", marks=marks)
 
 
-@pytest.mark.parametrize(("engine", "check"), _cases())
+@pytest.mark.parametrize(("engine", "check"), list(_cases()))
 def test_conformance(engine: str, check: Callable[[object], None], checkpoint: Checkpoint, tmp_path: Path) -> None:
     options: dict[str, bool | int | float | str] = {"cfm_steps": 1, "prompt_s": 1}
     config = EngineConfig(
