@@ -155,7 +155,8 @@ class Watch(_Request, frozen=True, tag="watch"):
 
 
 class Ping(_Request, frozen=True, tag="ping"):
-    """A round trip through the work loops of every engine worker."""
+    """A round trip through the work loops of every engine worker, which say how they have spent their time until
+    now: a `Status` asked for after the answer has it."""
 
 
 Request = (
@@ -328,17 +329,24 @@ class VoiceAdded(_Event, frozen=True, tag="voice_added"):
 
 
 class QueueFill(Struct, frozen=True):
-    """Time-weighted fill of one queue since start and now. ``unit``: s, utterances, characters…"""
+    """Time-weighted fill of one queue since start and now. ``unit``: s, utterances, characters…
+
+    ``mean`` is over the last ``over_s`` seconds, exact enough that two reports tell the mean between them.
+    """
 
     now: float
     mean: float
     most: float
     bound: float | None
     unit: str
+    over_s: float = 0.0
 
 
 class StageShare(Struct, frozen=True):
-    """How one worker spent its time since READY, in shares of 1, and how it stands now."""
+    """How one worker spent its time since READY, in shares of 1, and how it stands now.
+
+    ``over_s``: the seconds that the shares are of, exact enough that two reports tell those between them.
+    """
 
     worker: str
     state: str
@@ -350,6 +358,7 @@ class StageShare(Struct, frozen=True):
     pid: int = 0
     rss_bytes: int = 0
     cpu_s: float = 0.0
+    over_s: float = 0.0
 
 
 class Latency(Struct, frozen=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 NOT_SCRIPTS = {
     "__init__", "__main__", "chat_server", "common", "direct", "running", "texts",
     "chatterbox_models", "chatterbox_ours", "chatterbox_stock", "gpu_parts", "gpu_pipeline", "gpu_profile", "listening",
+    "bottleneck", "live", "page", "trace", "window",
 }  # fmt: skip
 WIDTH = 16
 

@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -192,7 +193,7 @@ def contents(
     facts: Mapping[str, Cell],
 ) -> Report:
     """A measurement as one JSON object."""
-    asked = {key: value for key, value in vars(given).items() if key not in ("json", "png")}
+    asked = {key: value for key, value in vars(given).items() if key not in ("json", "png", "trace")}
     return {
         "measures": name,
         "command": f"python -m perf.{name} {' '.join(_options(asked))}".strip(),
@@ -244,7 +245,7 @@ def _options(asked: Mapping[str, object]) -> Iterator[str]:
     for key, value in asked.items():
         if value not in ("", None, False, []):
             name = f"--{key.replace('_', '-')}"
-            given = " ".join(map(str, value)) if isinstance(value, list) else value
+            given = " ".join(shlex.quote(str(one)) for one in (value if isinstance(value, list) else [value]))
             yield name if value is True else f"{name} {given}"
 
 

@@ -3,6 +3,7 @@ already (``--to``); and what its processes cost."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import re
@@ -20,8 +21,10 @@ from pathlib import Path
 import psutil
 
 from ipc.client import AsyncClient
+from launch.cli import DEFAULT_FILE
 from launch.table import environment
 from perf.common import Cell, PerfError
+from pipeline.config import Config, ConfigError, load_config
 
 START_TIMEOUT_S = 60.0
 DRAIN_S = 3.0
@@ -61,6 +64,42 @@ def pipeline(to: str, settings: Mapping[str, Cell], start_timeout_s: float = STA
             _stop(process, folder)
 
 
+def takes_settings(parser: argparse.ArgumentParser) -> None:
+    """Add ``--set`` to a script that measures a pipeline of its own."""
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], type=_setting, metavar="KEY=VALUE",
+        help="keys of pipeline.yaml for a pipeline of our own, as in flow.ahead_s=2",
+    )  # fmt: skip
+
+
+def _setting(word: str) -> str:
+    """Said before anything is started, not after."""
+    try:
+        load_config(None, [word])
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return word
+
+
+def asked(given: argparse.Namespace, **settings: Cell) -> dict[str, Cell]:
+    """Settings of a pipeline of our own: the engine, what the script wants (``player__pace`` is ``player.pace``), and
+    above these what ``--set`` says."""
+    wanted = {key.replace("__", "."): value for key, value in settings.items()}
+    return {"model.engine": given.engine, **wanted, **dict(word.split("=", 1) for word in given.set)}
+
+
+def config_of(place: Place) -> Config | None:
+    """All settings of a pipeline of our own; None: they are not known."""
+    if not place.settings:
+        return None
+    path = DEFAULT_FILE if DEFAULT_FILE.exists() else None
+    return load_config(path, [f"{key}={_yaml(value)}" for key, value in place.settings.items()])
+
+
+def _yaml(value: Cell) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def free_port() -> int:
     """A TCP port of this machine that nobody has."""
     with socket.socket() as probe:
@@ -69,7 +108,7 @@ def free_port() -> int:
 
 
 def _launch(folder: Path, settings: Mapping[str, Cell]) -> subprocess.Popen[bytes]:
-    asked: dict[str, Cell] = {
+    wanted: dict[str, Cell] = {
         "model.engine": "espeak",
         "player.output": "none",
         "text.bind": "tcp://127.0.0.1:0",
@@ -79,8 +118,8 @@ def _launch(folder: Path, settings: Mapping[str, Cell]) -> subprocess.Popen[byte
         **settings,
     }
     command = [sys.executable, "-m", "launch", "--no-view"]
-    for key, value in asked.items():
-        command += ["--set", f"{key}={json.dumps(value) if not isinstance(value, str) else value}"]
+    for key, value in wanted.items():
+        command += ["--set", f"{key}={_yaml(value)}"]
     with (folder / "launch.out").open("wb") as out:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment(),

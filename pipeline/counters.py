@@ -6,6 +6,9 @@ from collections import Counter, deque
 
 from ipc.messages import Latency, QueueFill
 
+EXACT_DIGITS = 9
+"""Of a mean or a share over all the time so far: after months, a difference of two is still good for milliseconds."""
+
 
 class Gauge:
     """Fill of one queue over time: each level counts for as long as it stood."""
@@ -36,7 +39,8 @@ class Gauge:
         elapsed_s = now_s - self._start_s
         area = self._area + self._level * (now_s - self._since_s)
         mean = area / elapsed_s if elapsed_s > 0 else self._level
-        return QueueFill(round(self._level, 4), round(mean, 4), round(self._most, 4), self.bound, self.unit)
+        level, most = round(self._level, 4), round(self._most, 4)
+        return QueueFill(level, round(mean, EXACT_DIGITS), most, self.bound, self.unit, round(elapsed_s, 4))
 
 
 class LatencyWindow:

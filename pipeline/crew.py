@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from ipc.messages import AudioFacts, PlayerFacts, PlayerStats, ProcessState, Role, StageShare, TokenFacts, WorkerStats
+from pipeline.counters import EXACT_DIGITS
 
 
 class Peer(Protocol):
@@ -132,40 +133,35 @@ class Crew:
             peer, stats = member.peer, member.stats
             seen.add((peer.role, peer.index))
             process = self.processes.get((peer.role, peer.index))
-            total_s = max(stats.busy_s + stats.starved_s + stats.blocked_s, 1e-9)
+            spent_s = (stats.busy_s, stats.starved_s, stats.blocked_s)
             state = process.state if process else ("RUNNING" if member.facts else "STARTING")
-            rows.append(
-                StageShare(
-                    worker=f"{peer.role}-{peer.index}",
-                    state=state,
-                    busy=round(stats.busy_s / total_s, 4),
-                    starved=round(stats.starved_s / total_s, 4),
-                    blocked=round(stats.blocked_s / total_s, 4),
-                    streams=len(member.streams) or stats.streams,
-                    restarts=process.restarts if process else 0,
-                    pid=peer.pid,
-                    rss_bytes=process.rss_bytes if process else 0,
-                    cpu_s=process.cpu_s if process else 0.0,
-                )
-            )
+            streams = len(member.streams) or stats.streams
+            rows.append(_share(f"{peer.role}-{peer.index}", state, peer.pid, spent_s, streams, process))
         for (role, index), process in self.processes.items():
             if (role, index) not in seen:
-                busy_s, starved_s = self.dispatcher_s if role == "dispatcher" else (0.0, 0.0)
-                total_s = max(busy_s + starved_s, 1e-9)
-                rows.append(
-                    StageShare(
-                        worker=f"{role}-{index}",
-                        state=process.state,
-                        busy=round(busy_s / total_s, 4),
-                        starved=round(starved_s / total_s, 4),
-                        blocked=0.0,
-                        streams=0,
-                        restarts=process.restarts,
-                        pid=process.pid,
-                        rss_bytes=process.rss_bytes,
-                        cpu_s=process.cpu_s,
-                    )
-                )
+                spent_s = (*self.dispatcher_s, 0.0) if role == "dispatcher" else (0.0, 0.0, 0.0)
+                rows.append(_share(f"{role}-{index}", process.state, process.pid, spent_s, 0, process))
         order = {"dispatcher": 0, "t3": 1, "s3gen": 2, "player": 3, "gateway": 4}
         rows.sort(key=lambda row: (order.get(row.worker.rsplit("-", 1)[0], 9), row.worker))
         return tuple(rows)
+
+
+def _share(
+    worker: str, state: str, pid: int, spent_s: tuple[float, float, float], streams: int, process: ProcessState | None
+) -> StageShare:
+    """``spent_s``: busy, starved and blocked since READY, or in all the time so far."""
+    total_s = sum(spent_s)
+    busy, starved, blocked = (round(seconds / max(total_s, 1e-9), EXACT_DIGITS) for seconds in spent_s)
+    return StageShare(
+        worker=worker,
+        state=state,
+        busy=busy,
+        starved=starved,
+        blocked=blocked,
+        streams=streams,
+        restarts=process.restarts if process else 0,
+        pid=pid,
+        rss_bytes=process.rss_bytes if process else 0,
+        cpu_s=process.cpu_s if process else 0.0,
+        over_s=round(total_s, 4),
+    )

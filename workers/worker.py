@@ -141,6 +141,7 @@ class Worker:
     def _handled(self, message: Internal) -> bool:
         match message:
             case Probe(probe):
+                self._tell_stats(time.monotonic())  # who pings and then asks for the status gets shares up to now
                 self._channel.send(Probed(probe))
             case Stop():
                 self._stopped = True
@@ -164,11 +165,14 @@ class Worker:
         if now >= self._stats_at and self._facts is not None:
             self._stats_at = now + STATS_S
             self._clock.mark("busy", now)
-            stats = self._stats()
             sent_at, sent = self._stats_sent
-            if now - sent_at >= STATS_HEARTBEAT_S or _changed(sent, stats):
-                self._stats_sent = (now, stats)
-                self._channel.send(stats)
+            if now - sent_at >= STATS_HEARTBEAT_S or _changed(sent, self._stats()):
+                self._tell_stats(now)
+
+    def _tell_stats(self, now: float) -> None:
+        self._clock.mark("busy", now)
+        self._stats_sent = (now, self._stats())
+        self._channel.send(self._stats_sent[1])
 
     def _stats(self) -> WorkerStats:
         seconds = self._clock.seconds

@@ -13,7 +13,7 @@ from ipc import messages as m
 
 VOICE = m.Voice("en-us+f3", "English", "en-us", "female")
 SETTING = m.Setting("pitch", "int", 50, "Pitch.", 0, 100, ())
-STAGE = m.StageShare("t3[0]", "RUNNING", 0.5, 0.25, 0.25, 3, 1, 4711, 10**8, 12.5)
+STAGE = m.StageShare("t3[0]", "RUNNING", 0.5, 0.25, 0.25, 3, 1, 4711, 10**8, 12.5, 40.0)
 UTTERANCE = m.UtteranceStatus("a1", "default", "stream", "high", "speaking", 100, 40, "Hello …")
 REPORT: dict[str, Any] = {
     "engine": "espeak",
@@ -22,7 +22,7 @@ REPORT: dict[str, Any] = {
     "paused": False,
     "healthy": True,
     "stages": (STAGE,),
-    "queues": {"ring": m.QueueFill(1.0, 2.0, 3.0, None, "s")},
+    "queues": {"ring": m.QueueFill(1.0, 2.0, 3.0, None, "s", 12.5)},
     "latencies": {"first_sample": m.Latency(3, 1.0, 2.0, 3.0, 1.5)},
     "counters": {"malformed": 1},
     "speaking": (UTTERANCE,),

@@ -24,9 +24,13 @@ SMALL = {
     "barge_in": ["--trials", "2"],
     "chat": ["--answers", "2", "--first-ms", "5", "--token-ms", "5"],
     "gateway": ["--requests", "1"],
+    "queues": ["--workload", "steady", "listeners", "--seconds", "1", "--listeners", "2"],
     "ring": ["--blocks", "20"],
     "soak": ["--speech-h", "0.05", "--look-every-s", "0.3", "--kill-every-s", "0.5"],
 }
+ELSEWHERE = {"report", "timeline"}
+"""Run small in a test file of their own."""
+
 CHATTERBOX = {"continuity", "gpu", "precision", "stock", "tiny_checkpoint"}
 """Tested where torch is."""
 
@@ -37,12 +41,14 @@ FIGURES = {
     "barge_in": {"most_blocks_after_cancel", "block_samples"},
     "chat": {"word_to_sound_p50_ms", "word_to_sound_p99_ms", "question_to_sound_p50_ms", "question_to_sound_p99_ms"},
     "gateway": {"slowest_door_p50_ms"},
+    "queues": {"steady_t3_busy_%", "steady_s3gen_busy_%", "steady_player_busy_%", "listeners_ahead_s"},
     "ring": set(),
     "soak": {"speech_h", "finished", "wrong", "kills", "memory_mib_per_h", "first_sound_ms_per_h"},
     "continuity": set(),
     "gpu": {"torch", "device", "seconds"},
     "precision": set(),
     "stock": {"threads"},
+    "timeline": {"total_ms", "sum_of_stages_ms", "total_of_sum_%", "two_or_more_at_once_%", "first_sound_ms"},
 }
 
 
@@ -76,7 +82,7 @@ def check(name: str, report: dict[str, Any]) -> None:
 
 
 def test_there_is_a_test_of_every_script() -> None:
-    assert set(scripts()) == set(SMALL) | CHATTERBOX == set(FIGURES) | {"tiny_checkpoint"}
+    assert set(scripts()) == set(SMALL) | ELSEWHERE | CHATTERBOX == set(FIGURES) | {"report", "tiny_checkpoint"}
     assert all(line.endswith(".") for line in scripts().values())
 
 
@@ -91,7 +97,7 @@ def test_the_ring_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["first_sound", "barge_in", "chat", "gateway"])
+@pytest.mark.parametrize("name", ["first_sound", "barge_in", "chat", "gateway", "queues"])
 def test_a_script_measures_a_pipeline_of_its_own(name: str, tmp_path: Path) -> None:
     if name == "barge_in" and sys.platform != "linux":
         pytest.skip("it looks into another process's memory, which only Linux lets it do")

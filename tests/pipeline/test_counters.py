@@ -17,6 +17,18 @@ def test_a_level_counts_for_as_long_as_it_stood() -> None:
     assert (fill.now, fill.most, fill.bound, fill.unit) == (1.0, 4.0, 10.0, "s")
 
 
+def test_two_fills_tell_the_mean_between_them_even_after_weeks() -> None:
+    gauge = Gauge("s", 10.0)
+    gauge.set(3.3, 100.0)
+    gauge.set(1.0, 100.0 + 21 * 86_400)
+    before = gauge.fill(110.0 + 21 * 86_400)
+    gauge.set(7.0, 114.0 + 21 * 86_400)
+    after = gauge.fill(120.0 + 21 * 86_400)
+    between = (after.mean * after.over_s - before.mean * before.over_s) / (after.over_s - before.over_s)
+    assert after.over_s - before.over_s == pytest.approx(10)
+    assert between == pytest.approx((1.0 * 4 + 7.0 * 6) / 10, abs=1e-3)
+
+
 def test_a_gauge_that_was_never_set_is_empty() -> None:
     assert Gauge("s").fill(5.0).mean == 0.0
 

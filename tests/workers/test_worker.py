@@ -155,6 +155,22 @@ def test_probes_are_answered_from_the_loop_and_kept_from_the_logic(pair: Pair) -
     assert Probe(17) not in pair.got
 
 
+def test_a_probe_is_answered_with_how_the_time_was_spent_until_then(pair: Pair) -> None:
+    pair.ready()
+    began = time.monotonic()
+    pair.send(Probe(17))
+    pair.until(lambda: Probed(17) in pair.heard)
+    told = pair.heard[pair.heard.index(Probed(17)) - 1]
+    assert isinstance(told, WorkerStats)
+    assert told.busy_s + told.starved_s + told.blocked_s > 0
+    pair.send(Probe(18))
+    pair.until(lambda: Probed(18) in pair.heard)
+    again = pair.heard[pair.heard.index(Probed(18)) - 1]
+    assert isinstance(again, WorkerStats)
+    spent_s = (again.busy_s + again.starved_s) - (told.busy_s + told.starved_s)
+    assert 0 < spent_s <= time.monotonic() - began
+
+
 def test_a_stop_and_a_signal_end_the_loop(pair: Pair) -> None:
     pair.ready()
     assert not pair.worker.leaving
