@@ -121,9 +121,24 @@ def markdown(content: Report, doc: str, page: Path, picture: Path | None) -> str
     if picture is not None:
         place = _relative(picture, page)
         lines += [f"![Perceived latency by text and way, and a text as it is heard in each]({place})", ""]
+    lines += [*_summary(content), ""]
     for title, rows in content["rows"].items():
         lines += [f"## {title[0].upper()}{title[1:]}", "", *table(rows), ""]
     return "\n".join(lines)
+
+
+def _summary(content: Report) -> list[str]:
+    """What ours gains, and what to write into pipeline.yaml."""
+    rows = [row for row in content["rows"][HEARD] if row["way"] == "pipeline"]
+    lines = []
+    if rows:
+        gains = ", ".join(f"{row['text']} {row['better_%']:+g} %" for row in rows)
+        dry = sum(row["underruns"] for row in rows)
+        lines.append(f"Ours is heard sooner than `everything` by: {gains}; it ran dry {dry} times.")
+    if best := content["rows"].get("best setting for this machine"):
+        named = ", ".join(f"`{row['pipeline.yaml']}: {row['value']}`" for row in best)
+        lines.append(f"Best setting for this machine: {named}.")
+    return lines
 
 
 def _relative(picture: Path, page: Path) -> str:

@@ -55,36 +55,38 @@ class Bench:
 
     def t3(self, streams: int, seconds: float) -> Row:
         """That many streams for so long."""
-        half, live = self.direct.token_half, 0
-        made, spoken_s, taken_s = 0, 0.0, list[float]()
-        numbers: set[int] = set()
-        began_s = time.perf_counter()
-        for count in itertools.count():
-            if count == WARM_STEPS:
-                made, spoken_s, began_s = 0, 0.0, time.perf_counter()
-            while live < streams:
-                numbers.add(self._admit())
-                live += 1
+        live = {self._admit() for _ in range(streams)}
+        for _ in range(WARM_STEPS):
+            self._counted(self.direct.token_half.step(), live)
+        taken_s: list[float] = []
+        tokens, speech_s, began_s = 0, 0.0, time.perf_counter()
+        while not taken_s or time.perf_counter() - began_s < seconds:
             step_s = time.perf_counter()
-            steps = half.step()
-            if count >= WARM_STEPS:
-                taken_s.append(time.perf_counter() - step_s)
-            for step in steps:
-                if isinstance(step, StreamError):
-                    raise PerfError(f"the engine cannot speak its text: {step.reason}")
-                made, spoken_s, live = made + step.tokens, spoken_s + step.seconds, live - step.final
-            if count > WARM_STEPS and time.perf_counter() - began_s >= seconds:
-                break
+            steps = self.direct.token_half.step()
+            taken_s.append(time.perf_counter() - step_s)
+            made = self._counted(steps, live)
+            tokens, speech_s = tokens + made[0], speech_s + made[1]
         whole_s = time.perf_counter() - began_s
-        for number in numbers:
-            half.release(number)
+        for number in live:
+            self.direct.token_half.release(number)
         return {
             "streams": streams,
             "steps": len(taken_s),
-            "tokens_per_s": round(made / whole_s, 1),
-            "speech_s_per_s": round(spoken_s / whole_s, 2),
+            "tokens_per_s": round(tokens / whole_s, 1),
+            "speech_s_per_s": round(speech_s / whole_s, 2),
             **_times("step", taken_s),
         }
+
+    def _counted(self, steps: Sequence[TokenStep | StreamError], live: set[int]) -> tuple[int, float]:
+        """Tokens and seconds of speech of a step. Whoever has ended is followed by another."""
+        for step in steps:
+            if isinstance(step, StreamError):
+                raise PerfError(f"the engine cannot speak its text: {step.reason}")
+            if step.final:
+                live.remove(step.stream)
+                live.add(self._admit())
+        made = [step for step in steps if isinstance(step, TokenStep)]
+        return sum(step.tokens for step in made), sum(step.seconds for step in made)
 
     def _admit(self) -> int:
         """Begin a new text's first segment that is a whole sentence or so."""
