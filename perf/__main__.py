@@ -7,7 +7,8 @@ from pathlib import Path
 
 NOT_SCRIPTS = {
     "__init__", "__main__", "card", "chat_server", "common", "compare_views", "direct", "joins", "running", "sweeping",
-    "texts", "trials", "ways", "chatterbox_generate", "chatterbox_models", "chatterbox_ours", "chatterbox_stock",
+    "texts", "trials", "trials_pipeline", "ways",
+    "chatterbox_generate", "chatterbox_models", "chatterbox_ours", "chatterbox_stock",
     "gpu_parts", "gpu_pipeline", "gpu_profile", "listening",
 }  # fmt: skip
 WIDTH = 16

@@ -33,7 +33,7 @@ from pathlib import Path
 import soundfile
 
 from ipc.messages import SAMPLE_RATE
-from perf import common, compare_views, direct, sweeping, texts, trials
+from perf import common, compare_views, direct, sweeping, texts, trials, trials_pipeline
 from perf.common import Row
 from perf.compare_views import draw
 from perf.trials import Engine, Trial
@@ -60,7 +60,7 @@ async def run_way(way: str, engine: Engine, given: argparse.Namespace) -> dict[s
     """All texts once, in one way, in processes of its own."""
     names = list(given.texts)
     if way == PIPELINE:
-        found = await trials.tried_pipeline(engine, {}, [texts.TEXTS[name] for name in names])
+        found = await trials_pipeline.tried_pipeline(engine, {}, [texts.TEXTS[name] for name in names])
         return dict(zip(names, found, strict=True))
     with trials.one_process(way, engine) as speaker:
         asked = {

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ipc.messages import SAMPLE_RATE
-from perf import texts, trials
+from perf import texts, trials, trials_pipeline
 from perf.card import BLOCK_SAMPLES
 from perf.common import Cell, Row
 from perf.trials import Engine, Trial
@@ -131,7 +131,7 @@ def alone(engine: Engine, given: argparse.Namespace, has_ladder: bool) -> dict[s
 async def pipeline_row(engine: Engine, settings: Mapping[str, Cell], given: argparse.Namespace) -> Row:
     """Our pipeline with these settings."""
     print(f"sweep: {', '.join(f'{key} {value}' for key, value in settings.items())} …", file=sys.stderr, flush=True)
-    return dict(settings) | summary(await trials.tried_pipeline(engine, settings, _spoken(given)))
+    return dict(settings) | summary(await trials_pipeline.tried_pipeline(engine, settings, _spoken(given)))
 
 
 def summary(runs: Sequence[Trial]) -> Row:

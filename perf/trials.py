@@ -1,21 +1,17 @@
-"""One way to speak, tried on some texts: what is heard when, what it costs, what it sounds like.
+"""One way to speak, tried on a text: what is heard when, what it costs, what it sounds like.
 
-The ways of one process (`perf.ways`) have a process of their own and play to a card that is worked out (`perf.card`).
-Our pipeline is started by the real `launch`, speaks to its own player (into a WAV file, at the pace of a sound card),
-and then once more as a stream, whose sound is looked at where rungs meet.
+The ways of one process (`perf.ways`) have a process of their own here, and play to a card that is worked out
+(`perf.card`). Our pipeline is tried by `perf.trials_pipeline`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-import math
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +19,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import psutil
-import soundfile
 
-from ipc.client import AsyncClient
-from ipc.client_track import Sound as Arrived
-from ipc.messages import SAMPLE_RATE, Finished, Started, Work
+from ipc.messages import SAMPLE_RATE
 from launch.table import environment
 from perf import card, joins, running
 from perf.card import Handed
@@ -41,9 +34,6 @@ LOAD_S = 600.0
 ASK_S = 600.0
 JOIN_SAMPLES = 4
 """A join of the pipeline is known to a tenth of a millisecond."""
-
-WATCH_MS = 200
-AFTER_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -177,124 +167,3 @@ def trial_of(answer: Answer, sound: Sound, memory_bytes: int, least_samples: int
         heard=card.as_heard(sound, stretches, answer.asked_s),
         joins_ms=tuple((card.heard_at_s(stretches, join) - answer.asked_s) * 1000 for join in answer.joins),
     )
-
-
-# --------------------------------------------------------------------------- our pipeline
-
-
-async def tried_pipeline(engine: Engine, settings: Mapping[str, Cell], spoken: Sequence[str]) -> list[Trial]:
-    """The texts, one after another, by a pipeline with these settings. Raises `PerfError`."""
-    with tempfile.TemporaryDirectory(prefix="cl-perf-") as name:
-        wav = Path(name) / "heard.wav"
-        asked = engine.settings() | {"player.output": f"wav:{wav}", "player.pace": "realtime", **settings}
-        with running.pipeline("", asked, LOAD_S) as place:
-            async with AsyncClient(place.to) as client:
-                followed = Followed(client)
-                async with asyncio.TaskGroup() as group:
-                    watching = group.create_task(followed.watch())
-                    await (await client.speak(WARM_TEXT)).wait()
-                    await followed.streamed(WARM_TEXT)
-                    trials = [await followed.spoken(text, wav) for text in spoken]
-                    watching.cancel()
-                return trials
-
-
-class Followed:
-    """A pipeline that is watched while it speaks."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-        self._works: list[Work] = []
-        self._changed = asyncio.Condition()
-
-    async def watch(self) -> None:
-        """Keep what every stage did when."""
-        async for state in self._client.watch(WATCH_MS, timeline=True):
-            async with self._changed:
-                self._works += state.timeline
-                self._changed.notify_all()
-
-    async def spoken(self, text: str, wav: Path) -> Trial:
-        """A text to the speaker, then again as a stream."""
-        found = await running.processes(self._client)
-        before_s = sum(running.cpu_s(process) for process in found.values())
-        before_bytes = wav.stat().st_size
-        sent_s = time.perf_counter()
-        speech = await self._client.speak(text, seed=SEED)
-        accepted_ms = (time.perf_counter() - sent_s) * 1000
-        started_ms, ending = 0.0, None
-        async for event in speech.events():
-            match event:
-                case Started(latency_ms=started_ms):
-                    pass
-                case Finished():
-                    ending = event
-        total_ms = (time.perf_counter() - sent_s) * 1000
-        if ending is None or ending.failed_segments:
-            raise PerfError(f"the pipeline did not speak the whole text: {speech.ending}")
-        cpu_s = sum(running.cpu_s(process) for process in found.values()) - before_s
-        memory = sum(running.memory_bytes(process) for process in found.values())
-        # What the dispatcher does not see: the way of the request, and (against us) of the first answer.
-        latency = (await self._client.status()).latencies["accepted"]
-        hops_ms = max(0.0, accepted_ms - latency.last_ms)
-        perceived_ms = started_ms + hops_ms
-        rungs = await self._rungs(speech.id, ending.samples)
-        heard = heard_of(wav, before_bytes, ending)
-        sound, places = await self.streamed(text)
-        return Trial(
-            perceived_ms=perceived_ms,
-            total_ms=total_ms,
-            chunks=len(rungs),
-            gaps_ms=_gaps_ms(heard, ending),
-            cpu_ms=cpu_s * 1000,
-            memory_bytes=memory,
-            sound=sound,
-            joins=places,
-            heard=np.concatenate([np.zeros(round(perceived_ms * SAMPLE_RATE / 1000), np.float32), heard]),
-            joins_ms=() if ending.underruns else tuple(perceived_ms + 1000 * at / SAMPLE_RATE for at in rungs[1:]),
-        )
-
-    async def streamed(self, text: str) -> tuple[Sound, tuple[int, ...]]:
-        """The text's sound, and the samples where rungs meet."""
-        speech = await self._client.speak(text, output="stream", seed=SEED)
-        pieces = [piece.samples async for piece in speech.sounds() if isinstance(piece, Arrived)]
-        if not isinstance(speech.ending, Finished):
-            raise PerfError(f"the pipeline did not speak the whole text: {speech.ending}")
-        sound = np.concatenate(pieces)
-        rungs = await self._rungs(speech.id, len(sound))
-        return sound, tuple(place for place in rungs[1:] if place < len(sound))
-
-    async def _rungs(self, utterance: str, samples: int) -> list[int]:
-        """Where each rung of an utterance begins, of whose sound the timeline has to tell all."""
-        async with asyncio.timeout(AFTER_S), self._changed:
-            while True:
-                works = [one for one in self._works if one.id == utterance and one.worker.startswith("s3gen")]
-                # A rung that a full ring took in parts is told in parts; only the first of them has cost time.
-                made_s = np.cumsum([0.0, *(one.speech_s for one in works)])
-                if math.isclose(made_s[-1] * SAMPLE_RATE, samples, abs_tol=3 * len(works) + 1):
-                    return [
-                        round(begin_s * SAMPLE_RATE)
-                        for one, begin_s in zip(works, made_s, strict=False)
-                        if one.speech_s and one.to_s > one.from_s
-                    ]
-                await self._changed.wait()
-
-
-def heard_of(wav: Path, before_bytes: int, ending: Finished) -> Sound:
-    """What the player has put out of the last utterance, with the gaps in it.
-
-    The file has a silence before it that is none of its own, as it holds one utterance after another; and a gap
-    within it is part of the file.
-    """
-    sound, _ = soundfile.read(wav, dtype="float32")
-    new = sound[max(0, before_bytes - 44) // 2 :]
-    if not ending.underruns:
-        return new[len(new) - ending.samples :]
-    first = int(np.flatnonzero(new)[0])
-    return new[min(first, len(new) - ending.samples) :]
-
-
-def _gaps_ms(heard: Sound, ending: Finished) -> tuple[float, ...]:
-    """Gaps: as many as there were underruns, each as long as they are on average."""
-    silent_ms = (len(heard) - ending.samples) * 1000 / SAMPLE_RATE
-    return (max(0.0, silent_ms) / ending.underruns,) * ending.underruns if ending.underruns else ()

@@ -61,7 +61,7 @@ async def test_a_sweep_tries_every_start_and_names_the_best(monkeypatch: pytest.
         prebuffer_ms = float(settings[START] or 0)
         return [trial(prebuffer_ms, gap_ms=50 if prebuffer_ms < 120 else 0) for _ in spoken]
 
-    monkeypatch.setattr(sweeping.trials, "tried_pipeline", tried)
+    monkeypatch.setattr(sweeping.trials_pipeline, "tried_pipeline", tried)
     swept = await sweeping.sweep(Engine("espeak"), given())
     handed, alone, ours, best = swept.tables.values()
     assert [(row["chunk_samples"], row["start_chunks"], row["start_ms"]) for row in handed] == [
@@ -77,7 +77,7 @@ async def test_where_chunks_can_be_of_any_size_the_best_are_found_first(monkeypa
     async def tried(engine: Engine, settings: Mapping[str, Cell], spoken: Sequence[str]) -> list[Trial]:
         return [trial(100.0 * float(settings[FIRST] or 0) + float(settings.get(START) or 0)) for _ in spoken]
 
-    monkeypatch.setattr(sweeping.trials, "tried_pipeline", tried)
+    monkeypatch.setattr(sweeping.trials_pipeline, "tried_pipeline", tried)
     monkeypatch.setattr(sweeping, "pseudo", lambda *_: ({}, True))
     monkeypatch.setattr(sweeping, "alone", lambda *_: {})
     swept = await sweeping.sweep(Engine("babble"), given(sweep_tokens=[4, 8, 50]))

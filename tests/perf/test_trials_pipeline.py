@@ -9,7 +9,8 @@ import pytest
 
 from ipc.messages import Finished
 from perf import texts
-from perf.trials import Engine, heard_of, one_process, tried, tried_pipeline
+from perf.trials import Engine, one_process, tried
+from perf.trials_pipeline import heard_of, tried_pipeline
 from perf.ways import Ask
 from workers.sound_file import WavFile
 
