@@ -10,6 +10,8 @@ measured and alone on the machine; medians of ``--repeats`` rounds count.
 
 - ``perceived_ms``: request → first sample at the output. ``total_ms``: request → last sample heard. ``better_%``: how
   much less than ``everything`` takes. ``spread_ms``: greatest less least of the rounds.
+- ``first_made_ms``: request → first sample made (of ours: in the ring); what comes on top until it is heard is the
+  wait for enough sound and for the card, up to a block of it by chance.
 - ``underruns``: how often the output ran dry; ``gaps_ms``, ``longest_gap_ms``: the silence that this was.
 - ``join_step``: the largest step from sample to sample where chunks meet, 1: as large as the largest thousandth
   elsewhere. ``join_flux``: how much the spectrum changes there, 1: as much as elsewhere on average (where clauses
@@ -114,6 +116,7 @@ def made_row(text: str, way: str, runs: Sequence[Trial]) -> Row:
     return {
         "text": text,
         "way": way,
+        "first_made_ms": round(statistics.median(run.first_made_ms for run in runs), 1),
         "speech_s": round(last.speech_s, 2),
         "chunks": last.chunks,
         "join_step": None if last.join_step is None else round(last.join_step, 3),

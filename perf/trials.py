@@ -54,10 +54,14 @@ class Engine:
 
 @dataclass(frozen=True)
 class Trial:
-    """One text spoken in one way. Moments count from the request. ``sound`` is what was made, ``heard`` what came
-    out from the request on, waits and gaps included; ``joins`` are samples of ``sound``, ``joins_ms`` when they are
-    heard (of a pipeline that ran dry it is not known)."""
+    """One text spoken in one way. Moments count from the request.
 
+    ``first_made_ms`` is when the first sample was made, ``perceived_ms`` when it is heard. ``sound`` is what was made,
+    ``heard`` what came out from the request on, waits and gaps included; ``joins`` are samples of ``sound``,
+    ``joins_ms`` when they are heard (of a pipeline that ran dry it is not known).
+    """
+
+    first_made_ms: float
     perceived_ms: float
     total_ms: float
     chunks: int
@@ -156,6 +160,7 @@ def trial_of(answer: Answer, sound: Sound, memory_bytes: int, least_samples: int
     """What a card hears of it."""
     stretches = card.play([Handed(at_s, samples) for at_s, samples in answer.handed], least_samples)
     return Trial(
+        first_made_ms=(answer.handed[0][0] - answer.asked_s) * 1000,
         perceived_ms=(stretches[0].at_s - answer.asked_s) * 1000,
         total_ms=(stretches[-1].end_s - answer.asked_s) * 1000,
         chunks=len(answer.joins) + 1,

@@ -53,6 +53,7 @@ class Spoken:
     """A text said to the speaker. Times count from the request."""
 
     id: str
+    first_made_ms: float
     perceived_ms: float
     total_ms: float
     cpu_ms: float
@@ -85,6 +86,7 @@ class Followed:
         wait = np.zeros(round(said.perceived_ms * SAMPLE_RATE / 1000), np.float32)
         later_ms = [said.perceived_ms + 1000 * place / SAMPLE_RATE for place in rungs[1:]]
         return Trial(
+            first_made_ms=said.first_made_ms,
             perceived_ms=said.perceived_ms,
             total_ms=said.total_ms,
             chunks=len(rungs),
@@ -108,12 +110,13 @@ class Followed:
         total_ms = (time.perf_counter() - sent_s) * 1000
         cpu_ms = 1000 * (sum(map(running.cpu_s, found)) - before_s)
         memory_bytes = sum(map(running.memory_bytes, found))
-        if ending.failed_segments or ending.started_ms is None:
+        if ending.failed_segments or ending.started_ms is None or ending.first_audio_ms is None:
             raise PerfError(f"the pipeline did not speak the whole text: {ending}")
         # What the dispatcher does not see: the way of the request, and (against us) of the first answer.
         answered_ms = (await self._client.status()).latencies["accepted"].last_ms
-        perceived_ms = ending.started_ms + max(0.0, accepted_ms - answered_ms)
-        return Spoken(speech.id, perceived_ms, total_ms, cpu_ms, memory_bytes, ending)
+        hops_ms = max(0.0, accepted_ms - answered_ms)
+        first_ms, heard_ms = ending.first_audio_ms + hops_ms, ending.started_ms + hops_ms
+        return Spoken(speech.id, first_ms, heard_ms, total_ms, cpu_ms, memory_bytes, ending)
 
     async def streamed(self, text: str) -> tuple[Sound, tuple[int, ...]]:
         """The text's sound, and the samples where rungs meet."""

@@ -131,23 +131,25 @@ class Ways:
 
     def _alone(self, ask: Ask) -> Iterator[Sound]:
         """Each chunk's sound without the others."""
-        if self.ladder:
-            size = ask.chunk_tokens or LADDER_CHUNK_TOKENS
-            for cut in self._direct.cut(ask.text):
-                waiting: list[TokenStep] = []
-                for step in self._direct.tokens(cut, ask.seed):
-                    waiting.append(step)
-                    if sum(one.tokens for one in waiting) >= size:
-                        yield self._direct.sound(cut, waiting, ask.seed)
-                        waiting = []
-                if waiting:
+        return self._alone_by_tokens(ask) if self.ladder else self._alone_by_words(ask)
+
+    def _alone_by_tokens(self, ask: Ask) -> Iterator[Sound]:
+        size = ask.chunk_tokens or LADDER_CHUNK_TOKENS
+        for cut in self._direct.cut(ask.text):
+            pause = np.zeros(cut.pause_ms * SAMPLE_RATE // 1000, np.float32)
+            waiting: list[TokenStep] = []
+            for step in self._direct.tokens(cut, ask.seed):
+                if sum(one.tokens for one in waiting) >= size:
                     yield self._direct.sound(cut, waiting, ask.seed)
-            return
+                    waiting = []
+                waiting.append(step)
+            yield np.concatenate([self._direct.sound(cut, waiting, ask.seed), pause])
+
+    def _alone_by_words(self, ask: Ask) -> Iterator[Sound]:
         words, size = texts.words_of(ask.text), ask.chunk_tokens or WORD_CHUNK_TOKENS
         for at in range(0, len(words), size):
             alone = msgspec.structs.replace(ask, text="".join(words[at : at + size]).strip())
-            sounds = [made.samples for made in self._in_turn(alone, ())]
-            if sounds:
+            if sounds := [made.samples for made in self._in_turn(alone, ())]:
                 yield np.concatenate(sounds)
 
 

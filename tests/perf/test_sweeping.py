@@ -46,7 +46,7 @@ def test_the_chunks_of_the_best_row_are_told(first: int, most: int) -> None:
 def trial(perceived_ms: float, gap_ms: float = 0.0) -> Trial:
     sound = np.ones(240, np.float32)
     gaps = (gap_ms,) if gap_ms else ()
-    return Trial(perceived_ms, perceived_ms + 10, 1, gaps, 1.0, 1, sound, (), sound)
+    return Trial(perceived_ms, perceived_ms, perceived_ms + 10, 1, gaps, 1.0, 1, sound, (), sound)
 
 
 def given(**changed: object) -> argparse.Namespace:
