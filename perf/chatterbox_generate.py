@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from perf.chatterbox_stock import quiet
 from perf.joins import Sound
 from pipeline.engines.base import EngineConfig, EngineError
 from pipeline.engines.chatterbox import device, loading, missing, weights
 from pipeline.engines.chatterbox.modules import build_s3gen, s3gen_sizes
 from pipeline.engines.chatterbox.options import read_options, variant_of
+from pipeline.engines.chatterbox.rehearsal import quiet
 from pipeline.engines.chatterbox.variants import MULTILINGUAL_V3, Variant
 
 LANGUAGE = "en"
