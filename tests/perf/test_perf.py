@@ -61,7 +61,7 @@ def run(name: str, folder: Path, *arguments: str) -> dict[str, Any]:
     file = folder / f"{name}.json"
     command = [sys.executable, "-m", f"perf.{name}", *arguments, "--json", str(file)]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     check(name, content)
