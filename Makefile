@@ -13,11 +13,12 @@ CONFIG ?= pipeline.yaml
 TESTS ?= tests
 N ?= 10000
 SECONDS ?= 60
+BOTS := tests/workers/gateway/test_voice_bots.py
 # A test that takes minutes is not stuck.
 MINUTES := -o faulthandler_timeout=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check quick test chatterbox simulate kills fuzz clean
+.PHONY: help setup demo run check quick test chatterbox bots simulate kills fuzz clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -42,11 +43,14 @@ quick: .venv/.dev ## the tests that take no more than a few seconds each (TESTS=
 test: .venv/.dev .venv-chatterbox/.dev $(NODE_STAMP) ## all tests (TESTS=tests/ipc)
 	$(BIN)/pytest -m "not sound and not chatterbox" -n 2 --dist loadfile $(TESTS)
 	@$(MAKE) --no-print-directory chatterbox
-	$(BIN)/pytest -m sound $(TESTS)
+	$(BIN)/pytest -m sound -n 2 --dist loadfile $(TESTS)
 
 chatterbox: .venv-chatterbox/.dev ## the tests of the Chatterbox engines alone
 	files=$$(grep -rl --include='test_*.py' 'mark\.chatterbox' $(TESTS)) || { echo "nothing of Chatterbox in $(TESTS)"; exit 0; }; \
 	OMP_NUM_THREADS=1 $(TORCH_BIN)/pytest -m chatterbox -n 2 --dist loadfile $$files
+
+bots: .venv-bots/.dev ## the gateway judged by the clients of LiveKit and pipecat
+	.venv-bots/bin/pytest -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning $(BOTS)
 
 simulate: .venv/.dev ## random schedules of crashes, delays, cancels… on all cores (N=100000; SEED=7 replays one)
 	$(BIN)/python -m tests.simulate $(if $(SEED),--seed $(SEED),--schedules $(N))
@@ -60,7 +64,7 @@ fuzz: .venv/.dev ## look for inputs that break what reads them (TARGET=segmenter
 	$(BIN)/python -m tests.fuzz $(TARGET) --seconds $(SECONDS)
 
 clean: ## remove what was installed and built here
-	rm -rf .venv .venv-chatterbox build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-chatterbox .venv-bots build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	rm -rf examples/node/node_modules
 
 $(BIN)/python:
@@ -86,6 +90,12 @@ $(BIN)/python:
 	@echo "installing what the tests of Chatterbox need into .venv-chatterbox: about 6 GB, some minutes"
 	@test -x $(TORCH_BIN)/python || $(BIN)/python -m venv .venv-chatterbox
 	@$(TORCH_PIP) install --editable '.[chatterbox,perf,test]'
+	@touch $@
+
+.venv-bots/.dev: pyproject.toml $(BIN)/python
+	@echo "installing LiveKit's and pipecat's clients into .venv-bots"
+	@test -x .venv-bots/bin/python || $(BIN)/python -m venv .venv-bots
+	@.venv-bots/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[bots]'
 	@touch $@
 
 # The Node example's package; without Node its test is skipped and says so.

@@ -6,9 +6,10 @@ import ast
 from pathlib import Path
 
 NOT_SCRIPTS = {
-    "__init__", "__main__", "chat_server", "common", "direct", "running", "texts",
-    "chatterbox_models", "chatterbox_ours", "chatterbox_stock", "gpu_parts", "gpu_pipeline", "gpu_profile", "listening",
-    "bottleneck", "chunks", "live", "page", "trace", "window",
+    "__init__", "__main__", "bottleneck", "card", "chat_server", "chunks", "common", "compare_views", "direct", "joins",
+    "listening", "live", "page", "running", "sweeping", "texts", "trace", "trials", "trials_pipeline", "ways", "window",
+    "chatterbox_generate", "chatterbox_models", "chatterbox_ours", "chatterbox_stock",
+    "gpu_parts", "gpu_pipeline", "gpu_profile",
 }  # fmt: skip
 WIDTH = 16
 

@@ -9,7 +9,6 @@ the same in both, so it runs once and notes when each token was there. Without w
 from __future__ import annotations
 
 import contextlib
-import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,9 +22,10 @@ from chatterbox.models.t3.modules.cond_enc import T3Cond
 
 from ipc.messages import SAMPLE_RATE
 from pipeline.engines.chatterbox.conditionals import Conditionals
+from pipeline.engines.chatterbox.rehearsal import kept, quiet, windows
 from pipeline.engines.chatterbox.variants import START_TEXT, STOP_TEXT, Variant
 
-CONTEXT_TOKENS, CHUNK_TOKENS, FADE_MS = 50, 25, 20
+CONTEXT_TOKENS, CHUNK_TOKENS = 50, 25
 
 Samples = npt.NDArray[np.float32]
 
@@ -55,13 +55,6 @@ class Spoken:
     def per_s(self) -> float:
         """Steps a second, without the prefill."""
         return (len(self.at_s) - 1) / (self.at_s[-1] - self.at_s[0])
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """The package draws progress bars and prints."""
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        yield
 
 
 def speak(variant: Variant, t3: T3, voice: Conditionals, text: Sequence[int], steps: int) -> Spoken:
@@ -179,15 +172,9 @@ def one_shot(spoken: Spoken, render: Render) -> list[Packet]:
 def streaming(spoken: Spoken, render: Render) -> list[Packet]:
     """The other one's chunks. T3 and S3Gen take turns there: each chunk's sound delays the next one's tokens."""
     packets, rendering_s = [], 0.0
-    fade = np.linspace(0, 1, SAMPLE_RATE * FADE_MS // 1000, dtype=np.float32)
-    count = len(spoken.at_s)
-    for first in range(0, count, CHUNK_TOKENS):
-        last = min(first + CHUNK_TOKENS, count)
-        context = min(first, CONTEXT_TOKENS)
+    for first, done, last in windows(len(spoken.at_s), CHUNK_TOKENS, CONTEXT_TOKENS):
         began_s = now_s()
-        samples = render(spoken.tokens[first - context : last])
-        new = samples[round(len(samples) * context / (last - first + context)) :].copy()
-        new[: len(fade)] *= fade[: len(new)]
+        new = kept(render(spoken.tokens[first:last]), done - first, last - first)
         rendering_s += now_s() - began_s
         packets.append(Packet(spoken.at_s[last - 1] + rendering_s, len(new)))
     return packets

@@ -1,7 +1,8 @@
 """What every script here has in common: its options, quantiles, and the report as tables, as JSON, as a picture.
 
 A report is one JSON object: ``measures`` (the script), ``command``, ``machine`` (with how busy others kept it),
-``code`` (which version), ``settings`` (of the pipeline measured), ``figures`` (name → number), ``rows`` (tables).
+``code`` (which version), ``settings`` (of the pipeline measured), ``figures`` (name → number), ``rows`` (tables);
+where a picture needs them also ``curves``.
 
 A script whose report says more as a picture has ``draw(report, figure)``, which draws such an object into an empty
 matplotlib figure: `report` calls it for ``--png``, `perf.report` for its page. matplotlib is there with the extra
@@ -163,10 +164,12 @@ def report(
     settings: Mapping[str, Cell] | None = None,
     began: Began | None = None,
     draw: Draw | None = None,
-) -> None:
-    """Print each table, and write everything to ``--json`` and as a picture to ``--png``.
+    curves: Mapping[str, Any] | None = None,
+) -> Report:
+    """Print each table, and write everything to ``--json`` and as a picture to ``--png``; what was written.
 
-    ``settings``: those of a pipeline of our own, empty for one that ran already, None without any.
+    ``settings``: those of a pipeline of our own, empty for one that ran already, None without any. ``curves``: what
+    a picture shows and no table says; not printed.
     """
     facts = began.machine(ours=settings is None or bool(settings)) if began else machine()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -177,11 +180,13 @@ def report(
     if "cpus_used_by_others" in facts:
         console.print(f"other programs used {facts['cpus_used_by_others']} of {facts['cpus']} CPUs meanwhile")
     content = contents(name, given, tables, figures or {}, settings or {}, facts)
+    content = {**content, "curves": dict(curves)} if curves else content
     write(given, content)
     if draw is not None and given.png is not None:
         picture = blank()
         draw(content, picture)
         picture.savefig(given.png)
+    return content
 
 
 def contents(

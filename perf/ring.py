@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from ipc.messages import SAMPLE_RATE
 from ipc.ring import Arena, ReaderState, RingControl, RingReader, RingWriter
 from perf import common
-from perf.common import Row
+from perf.common import Report, Row
 
 SPEAKER_SAMPLES = 10 * SAMPLE_RATE
 
@@ -115,9 +116,30 @@ def others(bench: Bench) -> list[Row]:
     ]
 
 
+def draw(report: Report, figure: Any) -> None:
+    """What each operation takes, from the median to the 99 % quantile, on one axis."""
+    rows = report["rows"]["ring"][::-1]
+    axes = figure.subplots()
+    names = [_named(row) for row in rows]
+    usual = [row["p50_us"] for row in rows]
+    rare = [max(0.0, row["p99_us"] - row["p50_us"]) for row in rows]
+    axes.barh(names, usual, color="tab:blue", label="p50")
+    axes.barh(names, rare, left=usual, color="tab:blue", alpha=0.35, label="p99")
+    axes.set(xlabel="µs", title=f"The ring: what one operation takes ({report['machine']['processor']})")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _named(row: Row) -> str:
+    parts = [str(row["operation"])]
+    parts += [f"{row['block_samples']} samples"] if row["block_samples"] else []
+    parts += [f"{row['spans_ahead']} spans"] if row["spans_ahead"] else []
+    return ", ".join(parts)
+
+
 def main() -> None:
     """Measure, print the table, and write it as JSON where asked to."""
-    parser = common.arguments(__doc__, connects=False)
+    parser = common.arguments(__doc__, connects=False, draws=True)
     parser.add_argument("--blocks", type=int, default=3000, help="repetitions of each operation (default: %(default)s)")
     given = parser.parse_args()
     common.at_least(parser, given, blocks=1)
@@ -128,7 +150,7 @@ def main() -> None:
     rows += [skips(bench, spans) for spans in (1, 4, 63)]
     rows += others(bench)
     bench.arena.close()
-    common.report("ring", given, {"ring": rows}, began=began)
+    common.report("ring", given, {"ring": rows}, began=began, draw=draw)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Texts to speak: plain English prose, another one for every seed."""
+"""Texts to speak: the same four for every comparison, and plain English prose, another one for every seed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,24 @@ import re
 
 CHARS_PER_S = 16
 """Roughly, of espeak's default voice."""
+
+STANDARD = "Hello my big long beautiful world"
+SHORT = "The kettle is on, and tea will be ready in a minute."
+MEDIUM = (
+    "The last train had left before the rain began. Nobody at the station knew when the next one would come, "
+    "so we walked along the river instead, and talked about the summer."
+)
+LONG = (
+    "Every evening the lighthouse keeper climbed the hundred and twelve steps, wound the old clock, and lit the lamp. "
+    "He had done so for thirty years, in fog and in frost, and he had never been late. "
+    "Ships that passed far out at sea could not see him, of course, but they saw the light, and that was enough.\n\n"
+    "One night in May the lamp stayed dark. The sailors noticed it first: where the white flash should have been, "
+    "there was nothing but stars. By the time the harbour master had found his boots, half of the village was on the "
+    "road to the cape. They met the keeper at the door, in his best coat, with a letter from Lisbon in his hand. "
+    '"I am sorry," he said, "but today I could not find the matches."'
+)
+TEXTS = {"standard": STANDARD, "short": SHORT, "medium": MEDIUM, "long": LONG}
+"""What ways to speak are compared with, by name."""
 
 _SUBJECTS = (
     "the kettle", "a grey cat", "my neighbour", "the last train", "every sailor", "the river", "an old clock",

@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 from ipc.messages import SAMPLE_RATE, Role
 from pipeline.crew import Member, Task
+from pipeline.output import OutputState
 from pipeline.state import State
 from pipeline.utterance import Segment, Utterance
 
+FULL_SHARE = 0.9
 RESERVED_S = 0.2
 """A suspect that waits for a worker asks again with every tick."""
 
@@ -76,7 +78,13 @@ def was_worked_on(state: State, utterance: Utterance, segment: Segment, role: Ro
     if role == "t3":
         return segment.granted_s > segment.made_s + 1e-3
     output = state.output_of(utterance)
-    flow = state.config.flow
-    capacity_s = flow.ring_s if output is None or output.owner is None else flow.stream_ring_s
     fed = segment.tokens > segment.done_tokens or segment.tokens_final
-    return fed and (output is None or output.live_fill() / SAMPLE_RATE < 0.9 * capacity_s)
+    return fed and (output is None or not full(state, output))
+
+
+def full(state: State, output: OutputState) -> bool:
+    """Whether the ring has hardly any room. Who dies while it writes there is innocent, so nobody is given a segment
+    to go on with until there is more: it would be rendered before it waits, and might kill again and again."""
+    flow = state.config.flow
+    capacity_s = flow.ring_s if output.owner is None else flow.stream_ring_s
+    return output.live_fill() / SAMPLE_RATE >= FULL_SHARE * capacity_s

@@ -51,7 +51,7 @@ from pipeline.events import (
 from pipeline.hearing import Hearing
 from pipeline.intake import Intake
 from pipeline.losses import Losses
-from pipeline.output import OutputState
+from pipeline.output import OutputState, Stint
 from pipeline.production import Production
 from pipeline.report import Reports
 from pipeline.schedule import Scheduler
@@ -304,9 +304,18 @@ class Dispatcher:
 
     def _free(self, output: OutputState) -> None:
         output.settling = False
-        if output.stints:
-            output.stints[-1].end = max(output.stints[-1].end, output.view.written)
+        if output.stints and not self._complete(output.stints[-1]):
+            output.take_written()
         self.state.dirty.add(output.owner)
+
+    def _complete(self, stint: Stint) -> bool:
+        """Whether all of it was reported. What stands behind it in the ring comes from a later stint then, which a
+        former dispatcher took back and which is not remembered."""
+        if stint.discarded:
+            return False
+        utterance = self.state.utterances.get(stint.uid)
+        segment = utterance.segment(stint.index) if utterance is not None else None
+        return segment is None or (segment.rendered and not segment.failed)
 
     def _processes(self, processes: tuple[ProcessState, ...]) -> None:
         state = self.state

@@ -50,7 +50,9 @@ class Hearing:
             if output.stints:
                 self._follow(output)
         for utterance in list(self.state.utterances.values()):
-            if utterance.all_rendered and utterance.heard_samples >= utterance.rendered_samples:
+            if not utterance.all_rendered:
+                continue
+            if utterance.heard_samples >= utterance.rendered_samples or self._abandoned(utterance):
                 self._finished(utterance)
 
     @property
@@ -181,7 +183,7 @@ class Hearing:
             self.state.finish(utterance, failed)
             return
         output = self.state.output_of(utterance)
-        if output is not None and output.view.resending:
+        if output is not None and output.view.resending and not self._abandoned(utterance):
             return
         self._note_played(utterance)
         event = self._finished_event(utterance, output)
@@ -194,6 +196,12 @@ class Hearing:
             if any(stint.end > output.view.read for stint in mine):
                 return
         self.state.finish(utterance, event)
+
+    def _abandoned(self, utterance: Utterance) -> bool:
+        """A former dispatcher has said that it was heard to its end, and nobody takes it once more from this one."""
+        output = self.state.output_of(utterance)
+        waited = output is None or self.state.now_s >= output.moved_s + self.state.config.text.detach_s
+        return utterance.told_before and waited
 
     def _finished_event(self, utterance: Utterance, output: OutputState | None) -> Finished:
         underruns = 0

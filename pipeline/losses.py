@@ -6,7 +6,6 @@ from ipc.messages import Excuse, Role
 from pipeline.assign import was_worked_on
 from pipeline.crew import Member
 from pipeline.events import ToWorker
-from pipeline.output import OutputState
 from pipeline.schedule import Scheduler
 from pipeline.state import State
 from pipeline.utterance import POISON_DEATHS, Segment, Suspicion, Utterance
@@ -53,12 +52,7 @@ class Losses:
                 output.holder, output.lease, output.settling = None, 0, False
             else:
                 output.settling = True
-            self._sync_end(output)
-
-    def _sync_end(self, output: OutputState) -> None:
-        """What the dead writer had committed counts: it is in the ring."""
-        if output.stints and output.stints[-1].end < output.view.written:
-            output.stints[-1].end = output.view.written
+            output.take_written()
 
     def _suspect(self, member: Member, utterance: Utterance, segment: Segment, role: Role) -> None:
         suspicion, progress = segment.t3_suspicion, segment.tokens

@@ -127,6 +127,11 @@ class OutputState:
         self.stints.append(stint)
         return stint
 
+    def take_written(self) -> None:
+        """What the last stint's writer had committed counts, reported or not: it is in the ring."""
+        if self.stints:
+            self.stints[-1].end = max(self.stints[-1].end, self.view.written)
+
     def unheard(self, margin: int) -> list[Stint]:
         """Stints that the reader will not touch within the next ``margin`` samples, in order."""
         read = self.view.read

@@ -169,8 +169,7 @@ class Production:
         output = self.state.by_slot(task.slot)
         if output is not None:
             output.stream = None
-            if output.stints:
-                output.stints[-1].end = max(output.stints[-1].end, output.view.written)
+            output.take_written()
         self._stream_broke(utterance, segment, message.reason)
         self.scheduler.end_segment(utterance, segment)
 
@@ -183,6 +182,5 @@ class Production:
         for output in self.state.outputs.values():
             if output.closing == message.stream and output.holder == (peer.index, peer.pid):
                 output.closing = None
-                if output.stints:
-                    output.stints[-1].end = max(output.stints[-1].end, output.view.written)
+                output.take_written()
                 self.state.dirty.add(output.owner)

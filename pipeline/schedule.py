@@ -19,7 +19,7 @@ from ipc.messages import (
     OpenStream,
     Tokens,
 )
-from pipeline.assign import Assignment
+from pipeline.assign import Assignment, full
 from pipeline.credit import REGRANT_S, credit, ladder, next_cut
 from pipeline.crew import Member, Task
 from pipeline.cutting import cut
@@ -229,6 +229,8 @@ class Scheduler:
                 self.make_way(output, self.order.levels(owner)[utterance.conversation])
                 if not output.free or not output.may_open_stint():
                     return
+            elif full(self.state, output):
+                return
             suspect = segment.s3gen_suspicion.deaths > 0
             member = self._assignment.choose("s3gen", Task(utterance.uid, segment.index), suspect, output.holder)
             if member is not None:

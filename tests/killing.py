@@ -23,13 +23,19 @@ from tests.harness import Pcm, Pipeline, pcm, until
 
 _Sound = TypeVar("_Sound", bound=npt.NDArray[Any])
 
-KILLS = int(os.environ.get("CHATTERLINE_KILLS", "4"))
+MANY = int(os.environ.get("CHATTERLINE_KILLS", "0"))
+"""Kills of each role, alone; 0: a few, of all roles in turn, in one run."""
+
+KILLS = MANY or 6
 SEED = 7
 UNLIMITED = {"supervise.max_restarts": 1000}
 TEXT = "The kettle began to sing, and the whole kitchen listened. Nobody had expected a tune from it! "
 SIXTY = " ".join(f"Sentence number {number} is read to somebody who listens." for number in range(60))
 
-BACKOFFS_S = [min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2**number) for number in range(KILLS)]
+IN_TURN = 1 if MANY else 2
+"""At least so many roles share the kills."""
+
+BACKOFFS_S = [min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (number // IN_TURN)) for number in range(KILLS)]
 KILLING_S = sum(BACKOFFS_S) + 2.0 * KILLS
 """About how long so many kills take: each is waited for longer than the one before, then there is a start."""
 
@@ -122,22 +128,29 @@ class Growing:
             self.speech.write(TEXT)
 
 
-def kill_often(running: Pipeline, role: str, listener: Listener, speaking: Growing) -> None:
-    """Kill whoever has this role `KILLS` times: mostly while it works, now and then while it starts.
+def in_turn(*roles: str) -> list[tuple[str, ...]]:
+    """Whom the kills of one run each strike: all of these in turn, or each alone where there are many."""
+    return [(role,) for role in roles] if MANY else [roles]
+
+
+def kill_often(running: Pipeline, roles: tuple[str, ...], listener: Listener, speaking: Growing) -> None:
+    """Kill whoever has one of these roles, in turn, `KILLS` times: mostly while it works, now and then while it starts.
 
     One that works has made something for both outputs by then: a segment at which two processes die without
     any progress between them is given up, and rightly so. Most must have died while both were heard.
     """
-    ready = re.compile(rf"^.*\b{role} 0 +ready in ", re.MULTILINE)
+    ready = {role: re.compile(rf"^.*\b{role} 0 +ready in ", re.MULTILINE) for role in roles}
     seed = random.SystemRandom().randrange(2**32)
     rng = random.Random(seed)
     print(f"seed {seed}")
-    at_work = disturbed = started = 0
+    at_work = disturbed = 0
+    started = dict.fromkeys(roles, 0)
     for number in range(KILLS):
+        role = roles[number % len(roles)]
         speaking.grow()
-        works = number == 0 or rng.random() < 0.7
+        works = number < len(roles) or rng.random() < 0.7
         if works:
-            until(lambda count=started: len(ready.findall(running.printed())) > count, f"{role} is ready again")
+            until(lambda who=role: len(ready[who].findall(running.printed())) > started[who], f"{role} is ready again")
             for speech in (listener.speech, speaking.speech):
                 made = speech.made_chars
                 until(lambda one=speech, had=made: one.made_chars > had or one.ending, "it goes on", timeout_s=60)
@@ -146,7 +159,7 @@ def kill_often(running: Pipeline, role: str, listener: Listener, speaking: Growi
         disturbed += listener.listening and speaking.speech.ending is None
         print(f"kill {number}, {role} {'works' if works else 'starts'}")
         pid = running.kill(role)
-        started = len(ready.findall(running.printed()))
+        started[role] = len(ready[role].findall(running.printed()))
         running.wait_replaced(role, pid)
     listener.pace = 0.0
     print(f"{at_work} of {KILLS} kills at work, {disturbed} while both were heard; seed {seed}")

@@ -32,6 +32,7 @@ from tests.killing import (
     UNLIMITED,
     Growing,
     Listener,
+    in_turn,
     kill_often,
     voiced,
 )
@@ -51,10 +52,12 @@ def wait_heard(client: Client) -> None:
 
 @pytest.mark.timeout(300 + 4 * KILLING_S)
 @pytest.mark.parametrize(
-    ("engine", "role"),
-    [("espeak", "t3"), ("espeak", "s3gen"), ("espeak", "dispatcher"), ("babble", "s3gen"), ("babble", "dispatcher")],
+    ("engine", "roles"),
+    [("espeak", roles) for roles in in_turn("t3", "s3gen", "dispatcher")]
+    + [("babble", roles) for roles in in_turn("s3gen", "dispatcher")],
+    ids=str,
 )
-def test_kills_leave_no_trace_in_the_sound(pipeline: Start, engine: str, role: str) -> None:
+def test_kills_leave_no_trace_in_the_sound(pipeline: Start, engine: str, roles: tuple[str, ...]) -> None:
     """Of a text that streams to a slow listener and of one that is played at the pace of real time.
 
     Into a file, so that it needs no sound server; `test_sound_kills` records one."""
@@ -65,7 +68,7 @@ def test_kills_leave_no_trace_in_the_sound(pipeline: Start, engine: str, role: s
     with client.utterance(seed=SEED) as speech:
         speaking = Growing(client, speech)
         speaking.wait_made_ahead()
-        kill_often(running, role, listener, speaking)
+        kill_often(running, roles, listener, speaking)
     heard = listener.sound(PATIENCE_S)
     finished = speech.wait()
     made = direct_sound(engine, speaking.text, SEED)

@@ -22,6 +22,7 @@ from tests.killing import (
     SIXTY,
     Growing,
     Listener,
+    in_turn,
     kill_often,
     voiced,
 )
@@ -67,8 +68,10 @@ def test_what_is_lost_is_noticed_and_what_is_altered_or_repeated_is_refused() ->
 
 @pytest.mark.timeout(300 + 4 * KILLING_S)
 @pytest.mark.parametrize("engine", ["espeak"])
-@pytest.mark.parametrize("role", ["t3", "s3gen", "dispatcher"])
-def test_kills_leave_no_trace_in_what_the_loudspeaker_gets(pipeline: Start, engine: str, role: str) -> None:
+@pytest.mark.parametrize("roles", in_turn("t3", "s3gen", "dispatcher"), ids=str)
+def test_kills_leave_no_trace_in_what_the_loudspeaker_gets(
+    pipeline: Start, engine: str, roles: tuple[str, ...]
+) -> None:
     """Sample for sample as float32, while another text streams to a listener.
 
     Where the machine is too busy for the device it loses a block; the player knows, and no kill is to blame."""
@@ -81,7 +84,7 @@ def test_kills_leave_no_trace_in_what_the_loudspeaker_gets(pipeline: Start, engi
         with client.utterance(seed=SEED) as speech:
             speaking = Growing(client, speech)
             speaking.wait_made_ahead()
-            kill_often(running, role, listener, speaking)
+            kill_often(running, roles, listener, speaking)
         heard = listener.sound(PATIENCE_S)
         finished = speech.wait()
         underflows = int(client.status().player["output_underflows"])

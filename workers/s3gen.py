@@ -7,13 +7,11 @@ ring has no other way to tell. It is full, so nothing hurries, unless its reader
 
 from __future__ import annotations
 
-import sys
-
 from ipc.messages import SAMPLE_RATE
 from ipc.ring import Arena
 from pipeline.config import ConfigError
 from pipeline.engines.base import load_engine
-from workers.life import Life, run
+from workers.life import Life, end, run
 from workers.rendering import AudioStreams
 from workers.worker import Worker, engine_config
 
@@ -75,4 +73,4 @@ def work(life: Life) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run("s3gen", work))
+    end(run("s3gen", work))

@@ -7,7 +7,6 @@ sockets and no time. The rest is the process around it: receive → step → sen
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -29,7 +28,7 @@ from pipeline.engines.base import (
     TokenStep,
     load_engine,
 )
-from workers.life import Life, run
+from workers.life import Life, end, run
 from workers.worker import Worker, engine_config
 
 IDLE_S = 1.0
@@ -239,4 +238,4 @@ def work(life: Life) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run("t3", work))
+    end(run("t3", work))

@@ -199,7 +199,7 @@ def check_exactly_once(blocks: list[tuple[int, int, int]], written: int, cancell
     ("seconds", "cancels"),
     [
         pytest.param(2, True, id="briefly"),
-        pytest.param(30, False, id="30s", marks=pytest.mark.slow),
+        pytest.param(10, False, id="10s", marks=pytest.mark.slow),
         pytest.param(30, True, id="30s-with-cancels", marks=pytest.mark.slow),
     ],
 )

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -50,9 +51,14 @@ class Launched:
         return found
 
     def ready(self) -> list[psutil.Process]:
-        """Wait until it runs; its processes."""
+        """Wait until it runs; its workers. (What these run for a moment while they load, as ldconfig, is none.)"""
         self.until(r"supervisor +ready in")
-        return psutil.Process(self.process.pid).children(recursive=True)
+        workers = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if any(part.startswith("workers.") for part in process.cmdline()):
+                    workers.append(process)
+        return workers
 
     def ended(self) -> int:
         """Wait for the exit code."""

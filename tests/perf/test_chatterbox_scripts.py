@@ -50,6 +50,20 @@ def test_the_stock_package_and_the_other_method_are_compared_with_ours(tmp_path:
     assert sounds["ours"]["first_sound_s"] < sounds["ours"]["last_sound_s"]
 
 
+def test_the_stock_package_generates_beside_our_ways(tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    command = [sys.executable, "-m", "perf.tiny_checkpoint", "--engine", "chatterbox-turbo", str(weights)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=100)
+    options = ["--engine", "chatterbox-turbo", "--weights", str(weights), "--device", "cpu", "--texts", "standard"]
+    report = run("compare", tmp_path, *options, "--ways", "independent", "stock", "--repeats", "1")
+    heard = {row["way"]: row for row in report["rows"]["what is heard when"]}
+    assert list(heard) == ["everything", "independent", "stock"]
+    assert all(row["perceived_ms"] < row["total_ms"] for row in heard.values())
+    made = {row["way"]: row for row in report["rows"]["what it is made of, and what that costs"]}
+    assert made["stock"]["chunks"] == 1
+    assert made["stock"]["speech_s"] > 0.1
+
+
 @pytest.mark.timeout(900)
 def test_everything_that_a_gpu_is_measured_with_runs_without_one(tmp_path: Path) -> None:
     options = ["--size", "tiny", "--device", "cpu", "--models", "chatterbox-turbo", "--budget-s", "800"]

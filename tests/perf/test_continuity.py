@@ -11,30 +11,12 @@ import numpy as np
 import pytest
 
 from perf import continuity
-
-SECOND = np.arange(24000) / 24000
-
-
-def test_a_jump_is_a_large_step_and_a_smooth_place_is_not() -> None:
-    sound = np.sin(2 * np.pi * 150 * SECOND).astype(np.float32)
-    assert continuity.steps_at(sound, [6000, 12345])[0] < 1.1
-    sound[12000:] += 0.5
-    largest, mean = continuity.steps_at(sound, [6000, 12000])
-    assert largest > 10
-    assert mean > 5
-
-
-def test_another_spectrum_behind_a_join_is_flux_and_the_same_one_is_not() -> None:
-    low, high = (np.sin(2 * np.pi * hz * SECOND) for hz in (200, 2000))
-    noise = np.random.default_rng(0).normal(0, 0.01, 48000)
-    mel = continuity.log_mel((np.concatenate([low, high]) + noise).astype(np.float32))
-    assert continuity.flux_at(mel, [24000]) > 3
-    assert continuity.flux_at(mel, [12000, 36000]) < 1.5
+from perf.joins import log_mel
 
 
 def test_spectra_are_apart_as_far_as_loudness_is() -> None:
     sound = np.random.default_rng(0).normal(0, 0.1, 24000).astype(np.float32)
-    one, other = continuity.log_mel(sound), continuity.log_mel(sound * 10)
+    one, other = log_mel(sound), log_mel(sound * 10)
     assert continuity.apart_db(one, one) == 0
     assert continuity.apart_db(one, other) == pytest.approx(20, abs=0.1)
 
@@ -45,7 +27,7 @@ def test_rows_tell_the_cost_of_full_chunks() -> None:
         method="context", samples=sound, joins=[8000, 16000], mel_joins=[9000], cpu_s=[0.5, 0.2, 0.2, 0.1],
         first_s=0.5, first_samples=8000, checkpoint_bytes=17014,
     )  # fmt: skip
-    row = continuity.row(made, 12, continuity.log_mel(sound))
+    row = continuity.row(made, 12, log_mel(sound))
     assert (row["chunk_ms"], row["first_ms"], row["sound_ms"], row["growth"]) == (200, 500, 333, 1)
     assert row["state_kB"] == 17.0
 

@@ -25,7 +25,9 @@ SMALL = {
     "chat": ["--answers", "2", "--first-ms", "5", "--token-ms", "5"],
     "gateway": ["--requests", "1"],
     "queues": ["--workload", "steady", "listeners", "--seconds", "1", "--listeners", "2"],
+    "compare": ["--texts", "standard", "--ways", "pseudo", "sequential", "pipeline", "--repeats", "1"],
     "ring": ["--blocks", "20"],
+    "stages": ["--seconds", "0.02", "--batches", "1", "3", "--rungs", "4", "--options", "{}"],
     "soak": ["--speech-h", "0.05", "--look-every-s", "0.3", "--kill-every-s", "0.5"],
 }
 ELSEWHERE = {"report", "timeline"}
@@ -44,6 +46,8 @@ FIGURES = {
     "queues": {"steady_t3_busy_%", "steady_s3gen_busy_%", "steady_player_busy_%", "listeners_ahead_s"},
     "ring": set(),
     "soak": {"speech_h", "finished", "wrong", "kills", "memory_mib_per_h", "first_sound_ms_per_h"},
+    "compare": {"perceived_everything_standard_ms"},
+    "stages": {"t3_1_tokens_per_s"},
     "continuity": set(),
     "gpu": {"torch", "device", "seconds"},
     "precision": set(),
@@ -57,7 +61,7 @@ def run(name: str, folder: Path, *arguments: str) -> dict[str, Any]:
     file = folder / f"{name}.json"
     command = [sys.executable, "-m", f"perf.{name}", *arguments, "--json", str(file)]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     check(name, content)
@@ -96,8 +100,33 @@ def test_the_ring_is_measured(tmp_path: Path) -> None:
     run("ring", tmp_path, *SMALL["ring"])
 
 
+def test_each_half_is_measured_by_streams_and_rungs(tmp_path: Path) -> None:
+    picture = tmp_path / "stages.png"
+    rows = run("stages", tmp_path, *SMALL["stages"], "--png", str(picture))["rows"]
+    assert [row["streams"] for row in rows["T3: tokens"]] == [1, 3]
+    assert [(row["streams"], row["rung_tokens"], row["tokens"]) for row in rows["S3Gen: sound"]] == [
+        (1, 4, 4),
+        (3, 4, 4),
+    ]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["first_sound", "overhead", "barge_in", "chat", "gateway", "queues"])
+def test_ways_are_compared_and_can_be_seen_and_heard(tmp_path: Path) -> None:
+    files = ["--wav", str(tmp_path), "--png", str(tmp_path / "compare.png"), "--markdown", str(tmp_path / "compare.md")]
+    report = run("compare", tmp_path, *SMALL["compare"], *files)
+    assert {"perceived_pipeline_standard_ms", "better_standard_%", "underruns_standard"} <= set(report["figures"])
+    ways = ["everything", "pseudo", "sequential", "pipeline"]
+    assert all([row["way"] for row in rows] == ways for rows in report["rows"].values())
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.stem for path in tmp_path.glob("*.wav")) == sorted(f"standard-{way}" for way in ways)
+    page = (tmp_path / "compare.md").read_text(encoding="utf-8")
+    assert "](compare.png)" in page
+    assert all(f"| standard | {way} |" in page for way in ways)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["first_sound", "barge_in", "chat", "gateway", "queues"])
 def test_a_script_measures_a_pipeline_of_its_own(name: str, tmp_path: Path) -> None:
     if name == "barge_in" and sys.platform != "linux":
         pytest.skip("it looks into another process's memory, which only Linux lets it do")

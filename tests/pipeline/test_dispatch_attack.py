@@ -196,11 +196,11 @@ def _cancelled(world: Attacked) -> None:
 
 
 def _pushed_in(world: Attacked) -> None:
-    world.ask(Speak(id="a", text=LONG, conversation="a"))
+    world.ask(Speak(id="a", text=SHORT, conversation="a"))
     world.run(0.5)
     world.ask(Speak(id="b", text="Urgent news.", conversation="b", priority="high"))
     world.finish("a", "b")
-    assert plain(world.heard()).replace("Urgentnews.", "") == plain(LONG)
+    assert plain(world.heard()).replace("Urgentnews.", "") == plain(SHORT)
 
 
 def _interrupted(world: Attacked) -> None:

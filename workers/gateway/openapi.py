@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+_JSON = "application/json"
 _REFERENCE = "#/components/schemas/{name}"
 _SOCKETS = (
     ("/ws/tts/live", "text in as it is written, sound out as it is made"),
@@ -122,18 +123,24 @@ def _version() -> str:
 
 
 def _about() -> str:
-    return "Text to speech, streamed while it is made. Sound is mono."
+    return (
+        "Text to speech, streamed while it is made. Sound is mono. "
+        "What the page alone asks for (/api/watch, /api/chat) is not listed."
+    )
 
 
 def _paths(speech: Json, text: Json) -> Json:
     sound = {media: _binary() for media in sorted({*MEDIA_TYPES.values(), "text/event-stream"})}
     files = {media: _binary() for media in sorted(set(MEDIA_TYPES.values()))}
-    lines = {"application/json": {"schema": {"type": "string"}}}
+    lines = {_JSON: {"schema": {"type": "string"}}}
     voice = _parameter("voice", "path", {"type": "string", "minLength": 1}, "a voice's id, or one of its other names")
     output = _parameter(
         "output_format", "query", {"enum": list(FORMATS), "default": DEFAULT_FORMAT}, "codec, rate, kbps"
     )
     model = _parameter("model", "path", {"type": "string", "minLength": 1}, "a model's name")
+    name = _parameter("name", "path", {"type": "string", "minLength": 1}, "what the voice is to be called")
+    recording: Json = {"application/octet-stream": _binary()}
+    speech, text = ({_JSON: {"schema": schema}} for schema in (speech, text))
     page = [
         _parameter("page_size", "query", {"type": "integer", "minimum": 1, "maximum": 100}, "how many"),
         _parameter("search", "query", {"type": "string"}, "part of an id, a name or a language"),
@@ -160,6 +167,10 @@ def _paths(speech: Json, text: Json) -> Json:
         "/v1/voices": {"get": _operation("Voices (ElevenLabs)", _object(), error=_DETAIL_REF)},
         "/v2/voices": {"get": _operation("Voices, page by page", _object(), page, error=_DETAIL_REF)},
         "/v1/voices/{voice}": {"get": _operation("One voice", _object(), [voice], error=_DETAIL_REF)},
+        "/api/voices": {"get": _operation("The engine, its voices, languages and settings", _object())},
+        "/api/voices/{name}": {
+            "post": _operation("A recording as a new voice", _object(), [name], recording),
+        },
         "/health": {"get": _operation("A round trip through the engines' work loops", _object(), failure=503)},
         "/ready": {"get": _operation("Whether a request would be spoken now", _object(), failure=503)},
         "/metrics": {"get": _operation("Figures for Prometheus", {"text/plain": {"schema": {"type": "string"}}})},
@@ -178,7 +189,7 @@ def _operation(
     error: Json | None = None,
     failure: int = 0,
 ) -> Json:
-    told = {"application/json": {"schema": {"type": "object"} if failure else error or _ERROR_REF}}
+    told = {_JSON: {"schema": {"type": "object"} if failure else error or _ERROR_REF}}
     refusals = {failure: "it is not; the reason is told"} if failure else _REFUSALS
     responses: Json = {"200": {"description": "done", "content": content}}
     responses |= {str(status): {"description": why, "content": told} for status, why in refusals.items()}
@@ -186,7 +197,7 @@ def _operation(
     if parameters:
         operation["parameters"] = parameters
     if body is not None:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+        operation["requestBody"] = {"required": True, "content": body}
     return operation
 
 
@@ -195,7 +206,7 @@ def _parameter(name: str, where: str, schema: Json, description: str) -> Json:
 
 
 def _object(array: bool = False) -> Json:
-    return {"application/json": {"schema": {"type": ["object", "array"] if array else "object"}}}
+    return {_JSON: {"schema": {"type": ["object", "array"] if array else "object"}}}
 
 
 def _binary() -> Json:
@@ -224,9 +235,10 @@ def _operation_shown(described: Mapping[str, Any], path: str, method: str, opera
         _row(one["name"], f"in the {one['in']}", one["schema"], one["description"])
         for one in operation.get("parameters", ())
     ]
-    if (body := operation.get("requestBody")) is not None:
-        name = body["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
-        schema = described["components"]["schemas"][name]
+    body = operation.get("requestBody", {"content": {}})["content"]
+    rows += [_row("the body", "needed", media["schema"], kind) for kind, media in body.items() if kind != _JSON]
+    if _JSON in body:
+        schema = described["components"]["schemas"][body[_JSON]["schema"]["$ref"].rsplit("/", 1)[1]]
         for field, told in schema["properties"].items():
             needed = "needed" if field in schema.get("required", ()) else ""
             rows.append(_row(field, needed, told, told.get("description", "")))

@@ -13,7 +13,7 @@ import io
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -37,6 +37,8 @@ Speech = npt.NDArray[np.uint16]
 _PITCH_HZ, _PITCH_SPREAD_HZ = 150.0, 4.0
 _SLOPE = 3.0
 _SPEECH_GAIN = 6.0
+
+STOCK = "stock, one shot"
 
 
 def reacting_s3gen(variant: Variant, seed: int = 0, *, full_size: bool = False) -> S3Gen:
@@ -184,28 +186,23 @@ class Rehearsal:
 
     def stock(self) -> Rendering:
         """All at once by the package itself, with noise of its own."""
-        return self._stock("stock, one shot", [len(self.tokens)], 0)
+        return self._stock(STOCK, [(0, 0, len(self.tokens))])
 
     def chatterbox_streaming(self, chunk: int = 25, context: int = 50) -> Rendering:
-        """As that fork does: the package on the last ``context`` tokens and the new ones, what the context sounds
-        like is thrown away, 20 ms of fade at the beginning of each chunk."""
-        return self._stock("chatterbox-streaming", ladder(len(self.tokens), [chunk]), context)
+        """As that fork does: the package on `windows`, of which it keeps what `kept` keeps."""
+        return self._stock("chatterbox-streaming", windows(len(self.tokens), chunk, context))
 
-    def _stock(self, method: str, cuts: Sequence[int], context: int) -> Rendering:
-        s3gen, made, parts, done = deepcopy(self._s3gen), Rendering(method, np.zeros(0, np.float32)), [], 0
-        for cut in cuts:
-            first = max(0, done - context)
+    def _stock(self, method: str, pieces: Iterable[tuple[int, int, int]]) -> Rendering:
+        s3gen, made, parts = deepcopy(self._s3gen), Rendering(method, np.zeros(0, np.float32)), []
+        for first, done, cut in pieces:
             own = torch.from_numpy(self.tokens[first:cut].astype(np.int64))[None]
             voice = {name: one.clone() if torch.is_tensor(one) else one for name, one in self._voice.stock.items()}
             with _timed(made), torch.random.fork_rng(devices=[]), quiet():
                 torch.manual_seed(cut)
                 sound, _ = s3gen.inference(own, ref_dict=voice, n_cfm_timesteps=self.variant.cfm_steps)
-            part = sound[0, (done - first) * SAMPLES_PER_TOKEN :].numpy().copy()
-            if context:
-                part[:SAMPLES_PER_FRAME] *= np.linspace(0, 1, SAMPLES_PER_FRAME, dtype=np.float32)
-            parts.append(part)
+            whole = sound[0].numpy().copy()
+            parts.append(whole if method == STOCK else kept(whole, done - first, cut - first))
             made.mel_joins.append(cut * SAMPLES_PER_TOKEN)
-            done = cut
         return _finished(made, parts)
 
     def long(self, chunks: int, chunk: int, times: int = 15) -> tuple[list[float], list[float], int]:
@@ -238,6 +235,21 @@ def _only(audio: ChatterboxAudio, stream: int, upto: int) -> AudioStep:
     (step,) = audio.render([(stream, upto)])
     assert isinstance(step, AudioStep), step
     return step
+
+
+def windows(tokens: int, chunk: int, context: int) -> Iterator[tuple[int, int, int]]:
+    """What chatterbox-streaming renders for each chunk: tokens from the first of ``context``, from the first new one,
+    up to the last."""
+    for done in range(0, tokens, chunk):
+        yield max(0, done - context), done, min(done + chunk, tokens)
+
+
+def kept(sound: Samples, context: int, tokens: int) -> Samples:
+    """What it keeps of the sound of so many tokens, the first of them context: the rest, with 20 ms of fade."""
+    part: Samples = sound[round(len(sound) * context / tokens) :].copy()
+    fade = np.linspace(0, 1, SAMPLES_PER_FRAME, dtype=np.float32)
+    part[: len(fade)] *= fade[: len(part)]
+    return part
 
 
 def ladder(tokens: int, rungs: Sequence[int]) -> list[int]:

@@ -40,8 +40,8 @@ from pipeline.engines.chatterbox import wire
 from pipeline.engines.chatterbox.alignment import Words
 from pipeline.engines.chatterbox.build import Convert, Tuning, build, limits_of
 from pipeline.engines.chatterbox.conditionals import Conditionals, T3Conditionals
-from pipeline.engines.chatterbox.decode import Round
 from pipeline.engines.chatterbox.guards import Guard
+from pipeline.engines.chatterbox.rounds import Round
 from pipeline.engines.chatterbox.sampling import Sampling
 from pipeline.engines.chatterbox.seats import Seat
 from pipeline.engines.chatterbox.speaking import Stream, Told

@@ -333,12 +333,18 @@ class Run(MachineRoom):
 
         def check() -> None:
             undisturbed = self.dispatcher is there is not None and self._dispatcher_stalled_s < asked_s
-            left = [s.id for s in surely if s.ending is None and not s.refused]
+            left = [s.id for s in surely if s.ending is None and not s.refused and not self._told_before(s)]
             if undisturbed and left:
                 self.fail(f"{', '.join(left)} should be cancelled by now")
 
         if surely:
             self.clock.after(ATTENTION_S + self.setup.latency_s, check)
+
+    def _told_before(self, speech: Speech) -> bool:
+        """A dispatcher that died had already decided that it was heard to its end: there is nothing to cancel."""
+        utterances = self.dispatcher.machine.state.utterances if self.dispatcher is not None else {}
+        utterance = utterances.get(speech.accepted or 0)
+        return utterance is not None and utterance.told_before
 
     def _attach(self, who: str, id_: str) -> None:
         speech = self.speeches.get(id_)
@@ -623,7 +629,11 @@ class Run(MachineRoom):
         if speech.accepted is None:
             speech.accepted = uid or 0
             code, had = self.token
-            if speech.request.priority == "interrupt" and speech.request.output == "speaker" and had < TOKEN_SAMPLES:
+            utterance = state.utterances.get(uid or 0)
+            # Accepted once before, in a message that was lost, it has silenced others then and not now.
+            new = utterance is not None and utterance.record.received_s >= state.now_s
+            urgent = speech.request.priority == "interrupt" and speech.request.output == "speaker"
+            if new and urgent and had < TOKEN_SAMPLES:
                 self._expect_ends([self.letters[chr(code // 8)][0]] if code else [])
         if uid is not None and (uid, "UtteranceRecord", 0, 0) not in self.pages.records:
             self.fail(f"{speech.id} is accepted and not in the journal")

@@ -113,12 +113,26 @@ async def test_two_hundred_at_once_are_all_served_in_their_turn_and_no_more(spea
         async with asyncio.timeout(60):
             await asyncio.gather(*hearing)
     assert all(one.sound == SOUND for one in asked)
-    order = sorted(range(AT_ONCE), key=lambda number: asked[number].began_s)
-    waited_longer = [place - number for place, number in enumerate(order)]
-    assert max(waited_longer) < PLACES, f"somebody waited for many who came later: {waited_longer}"
+    check_turns([one.began_s for one in asked])
     served = await ask(speaking.url, body)
     await served.read()
     assert served.body == SOUND
+
+
+async def test_two_hundred_requests_over_http_all_get_their_sound_in_their_turn(speaking: Pipeline) -> None:
+    asked = [await ask(speaking.url, {"input": TEXT, "response_format": "pcm"}) for _ in range(AT_ONCE)]
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(one.read() for one in asked))
+    assert {one.status for one in asked} == {200}
+    assert all(one.body == SOUND for one in asked)
+    check_turns([one.began_s for one in asked])
+
+
+def check_turns(began_s: list[float]) -> None:
+    """Who asked first was served first, but for the `PLACES` that are served at once."""
+    order = sorted(range(len(began_s)), key=lambda number: began_s[number])
+    waited_longer = [place - number for place, number in enumerate(order)]
+    assert max(waited_longer) < PLACES, f"somebody waited for many who came later: {waited_longer}"
 
 
 @asynccontextmanager

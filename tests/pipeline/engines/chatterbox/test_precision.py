@@ -106,9 +106,13 @@ def test_choosing_leaves_the_model_as_it_was(s3gen) -> None:
 def test_the_script_compares_every_kind_of_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from perf.precision import KINDS, main
 
-    assert main(["--device", "cpu", "--tokens", "8", "--json", str(tmp_path / "figures.json")]) == 0
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    halves = [(row["half"], row["kind"]) for row in figures["rows"]]
+    command = ["--device", "cpu", "--tokens", "8", "--json", str(tmp_path / "figures.json")]
+    assert main([*command, "--png", str(tmp_path / "figures.png")]) == 0
+    report = json.loads((tmp_path / "figures.json").read_text())
+    (rows,) = report["rows"].values()
+    halves = [(row["half"], row["kind"]) for row in rows]
     assert halves == [("t3", kind) for kind in KINDS] + [("s3gen", kind) for kind in KINDS[:3]]
-    assert all(row["note"] or (row["seconds"] > 0 and row["worse"] < 0.05) for row in figures["rows"])
-    assert "log-mel distance" in capsys.readouterr().out
+    assert all(row["note"] or (row["work_s"] > 0 and row["worse_%"] < 5) for row in rows)
+    assert report["figures"]["t3_int8_times_float32"] > 0
+    assert "mel_distance" in capsys.readouterr().out
+    assert (tmp_path / "figures.png").read_bytes().startswith(b"\x89PNG")
