@@ -30,6 +30,9 @@ SMALL = {
 CHATTERBOX = {"continuity", "gpu", "precision", "stock", "tiny_checkpoint"}
 """Tested where torch is."""
 
+COMPARING = {"regress"}
+"""Measures nothing itself; `test_regress`."""
+
 FIGURES = {
     "first_sound": {"first_pcm_p50_ms", "first_pcm_p99_ms", "engine_p50_ms"},
     "overhead": {"overhead_%", "engine_%", "all_%", "speech_s"},
@@ -43,6 +46,7 @@ FIGURES = {
     "gpu": {"torch", "device", "seconds"},
     "precision": set(),
     "stock": {"threads"},
+    "regress": {"compared", "worse", "better", "too_few_runs", "tolerance_%"},
 }
 
 
@@ -76,7 +80,7 @@ def check(name: str, report: dict[str, Any]) -> None:
 
 
 def test_there_is_a_test_of_every_script() -> None:
-    assert set(scripts()) == set(SMALL) | CHATTERBOX == set(FIGURES) | {"tiny_checkpoint"}
+    assert set(scripts()) == set(SMALL) | CHATTERBOX | COMPARING == set(FIGURES) | {"tiny_checkpoint"}
     assert all(line.endswith(".") for line in scripts().values())
 
 
