@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "perf" / "results"
 
 SMALL = {
-    "first_sound": ["--utterances", "2", "--gap-ms", "5", "--token-ms", "1"],
+    "first_sound": ["--utterances", "1", "--gap-ms", "5", "--token-ms", "1"],
     "overhead": ["--seconds", "2", "--idle-s", "0.2"],
     "listeners": ["--readers", "2", "--stuck", "1", "--seconds", "4", "--rounds", "1"],
     "barge_in": ["--trials", "2"],
@@ -34,7 +34,17 @@ COMPARING = {"regress"}
 """Measures nothing itself; `test_regress`."""
 
 FIGURES = {
-    "first_sound": {"first_pcm_p50_ms", "first_pcm_p99_ms", "engine_p50_ms"},
+    "first_sound": {
+        "first_pcm_p50_ms",
+        "first_pcm_p99_ms",
+        "engine_p50_ms",
+        "accepted_p50_ms",
+        "ring_to_dac_p50_ms",
+        "text_to_sound_p50_ms",
+        "clause_to_sound_p50_ms",
+        "word_to_sound_p50_ms",
+        "token_late_p50_ms",
+    },
     "overhead": {"overhead_%", "engine_%", "all_%", "speech_s"},
     "listeners": {"growth_at_peak_mb", "slower_with_stuck"},
     "barge_in": {"most_blocks_after_cancel", "block_samples"},
@@ -95,13 +105,30 @@ def test_the_ring_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["first_sound", "overhead", "barge_in", "chat", "gateway"])
+@pytest.mark.parametrize("name", ["overhead", "barge_in", "chat", "gateway"])
 def test_a_script_measures_a_pipeline_of_its_own(name: str, tmp_path: Path) -> None:
     if name == "barge_in" and sys.platform != "linux":
         pytest.skip("it looks into another process's memory, which only Linux lets it do")
     report = run(name, tmp_path, *SMALL[name])
     assert report["settings"]["model.engine"] == "espeak"
     assert report["machine"]["cpus_used_by_others"] >= 0
+
+
+@pytest.mark.slow
+def test_the_hops_of_an_utterance_add_up_to_its_first_sound(tmp_path: Path) -> None:
+    picture = tmp_path / "first_sound.png"
+    rows = run("first_sound", tmp_path, *SMALL["first_sound"], "--png", str(picture))["rows"]
+    since = {(row["text"], row["what"]): row["p50_ms"] for row in rows["to the speaker, since the request"]}
+    for length in ("short", "medium", "long"):
+        hops = [row["p50_ms"] for row in rows["to the speaker, hop by hop"] if row["text"] == length]
+        assert len(hops) == 4
+        assert sum(hops) == pytest.approx(since[length, "request → first sample at the loudspeaker"], abs=0.01)
+    growing = next(found for title, found in rows.items() if "from the first word on" in title)
+    told = {row["what"]: row["p50_ms"] for row in growing if row["text"] == "medium"}
+    assert told["first token → first word"] + told["first word complete → first sound"] == pytest.approx(
+        told["first token → first sound"], abs=0.01
+    )
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
