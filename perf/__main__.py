@@ -6,8 +6,9 @@ import ast
 from pathlib import Path
 
 NOT_SCRIPTS = {
-    "__init__", "__main__", "bottleneck", "card", "chat_server", "chunks", "common", "compare_views", "direct", "joins",
-    "listening", "live", "page", "running", "sweeping", "texts", "trace", "trials", "trials_pipeline", "ways", "window",
+    "__init__", "__main__", "bottleneck", "card", "chat_server", "chunks", "common", "compare_views", "comparing",
+    "direct", "hops", "joins", "listening", "live", "page", "running", "sweeping", "texts", "trace", "trials",
+    "trials_pipeline", "turns", "ways", "window",
     "chatterbox_generate", "chatterbox_models", "chatterbox_ours", "chatterbox_stock",
     "gpu_parts", "gpu_pipeline", "gpu_profile",
 }  # fmt: skip

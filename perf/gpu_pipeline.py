@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ipc.client import AsyncClient
-from perf import common, first_sound, listening, window
+from perf import common, hops, listening, window
 from perf.common import Cell, Row
 from perf.running import Place
 
@@ -81,12 +81,12 @@ def why_no_mps(device: str) -> str:
 async def measure_first_sound(place: Place, given: argparse.Namespace, what: Row, emit: Emit) -> float:
     """Emit a row of the time to the first sound on a connection that is there; its median in ms."""
     async with AsyncClient(place.to, timeout_s=listening.PATIENCE_S) as client:
-        run = first_sound.Measuring(client, argparse.Namespace(seed=1, gap_ms=20.0, token_ms=10.0))
+        run = hops.Measuring(client, argparse.Namespace(seed=1, gap_ms=20.0, token_ms=10.0))
         await run.group(run.whole, 3)
-        hops = await run.group(run.newcomer, max(3, given.utterances // 4))
+        newcomers = await run.group(run.newcomer, max(3, given.utterances // 4))
         whole = await run.group(run.whole, given.utterances)
     row = common.quantiles("", whole[FIRST_SOUND])
-    by_hop = {hop: common.quantiles("", hops.get(said, []))["p50_ms"] for hop, said in first_sound.HOPS.items()}
+    by_hop = {hop: common.quantiles("", newcomers.get(said, []))["p50_ms"] for hop, said in hops.HOPS.items()}
     emit(
         "first sound through the real processes",
         {

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "perf" / "results"
 
 SMALL = {
-    "first_sound": ["--utterances", "2", "--gap-ms", "5", "--token-ms", "1"],
+    "first_sound": ["--utterances", "1", "--gap-ms", "5", "--token-ms", "1"],
     "overhead": ["--seconds", "2", "--idle-s", "0.2"],
     "listeners": ["--readers", "2", "--stuck", "1", "--seconds", "4", "--rounds", "1"],
     "barge_in": ["--trials", "2"],
@@ -30,14 +30,24 @@ SMALL = {
     "stages": ["--seconds", "0.02", "--batches", "1", "3", "--rungs", "4", "--options", "{}"],
     "soak": ["--speech-h", "0.05", "--look-every-s", "0.3", "--kill-every-s", "0.5"],
 }
-ELSEWHERE = {"report", "timeline"}
+ELSEWHERE = {"regress", "report", "timeline"}
 """Run small in a test file of their own."""
 
 CHATTERBOX = {"continuity", "gpu", "precision", "stock", "tiny_checkpoint"}
 """Tested where torch is."""
 
 FIGURES = {
-    "first_sound": {"first_pcm_p50_ms", "first_pcm_p99_ms", "engine_p50_ms"},
+    "first_sound": {
+        "first_pcm_p50_ms",
+        "first_pcm_p99_ms",
+        "engine_p50_ms",
+        "accepted_p50_ms",
+        "ring_to_dac_p50_ms",
+        "text_to_sound_p50_ms",
+        "clause_to_sound_p50_ms",
+        "word_to_sound_p50_ms",
+        "token_late_p50_ms",
+    },
     "overhead": {"overhead_%", "engine_%", "all_%", "speech_s"},
     "listeners": {"growth_at_peak_mb", "slower_with_stuck"},
     "barge_in": {"most_blocks_after_cancel", "block_samples"},
@@ -53,6 +63,7 @@ FIGURES = {
     "precision": set(),
     "stock": {"threads"},
     "timeline": {"total_ms", "sum_of_stages_ms", "total_of_sum_%", "two_or_more_at_once_%", "first_sound_ms"},
+    "regress": {"compared", "worse", "better", "too_few_runs", "tolerance_%"},
 }
 
 
@@ -126,13 +137,30 @@ def test_ways_are_compared_and_can_be_seen_and_heard(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["first_sound", "barge_in", "chat", "gateway", "queues"])
+@pytest.mark.parametrize("name", ["barge_in", "chat", "gateway", "queues"])
 def test_a_script_measures_a_pipeline_of_its_own(name: str, tmp_path: Path) -> None:
     if name == "barge_in" and sys.platform != "linux":
         pytest.skip("it looks into another process's memory, which only Linux lets it do")
     report = run(name, tmp_path, *SMALL[name])
     assert report["settings"]["model.engine"] == "espeak"
     assert report["machine"]["cpus_used_by_others"] >= 0
+
+
+@pytest.mark.slow
+def test_the_hops_of_an_utterance_add_up_to_its_first_sound(tmp_path: Path) -> None:
+    picture = tmp_path / "first_sound.png"
+    rows = run("first_sound", tmp_path, *SMALL["first_sound"], "--png", str(picture))["rows"]
+    since = {(row["text"], row["what"]): row["p50_ms"] for row in rows["to the speaker, since the request"]}
+    for length in ("short", "medium", "long"):
+        hops = [row["p50_ms"] for row in rows["to the speaker, hop by hop"] if row["text"] == length]
+        assert len(hops) == 4
+        assert sum(hops) == pytest.approx(since[length, "request → first sample at the loudspeaker"], abs=0.01)
+    growing = next(found for title, found in rows.items() if "from the first word on" in title)
+    told = {row["what"]: row["p50_ms"] for row in growing if row["text"] == "medium"}
+    assert told["first token → first word"] + told["first word complete → first sound"] == pytest.approx(
+        told["first token → first sound"], abs=0.01
+    )
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

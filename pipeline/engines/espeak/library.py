@@ -123,6 +123,8 @@ class Library:
         self._failure: BaseException | None = None
         self._told = False
         self._current: tuple[str, dict[str, int]] | None = None
+        self._unspoken = False
+        """A voice was set and nothing was spoken since: the library frees its copy of the voice only then."""
         self._library = self._load()
 
     def renew(self) -> None:
@@ -136,9 +138,11 @@ class Library:
         if self._current == (voice, parameters):
             return
         with self._alone():
+            self._take_up()
             self._current = None
             if status := self._library.espeak_ng_SetVoiceByName(voice.encode()):
                 raise EspeakError(f"voice {voice!r} did not load (status {status:#x}); the old one would go on")
+            self._unspoken = True
             for name, value in parameters.items():
                 if status := self._library.espeak_SetParameter(_PARAMETERS[name], value, 0):
                     raise EspeakError(f"{name} {value} was not taken (status {status:#x})")
@@ -187,6 +191,7 @@ class Library:
     def _speak(self, text: str, flags: int, one_clause: bool, seed: int) -> Spoken:
         self._sound, self._words, self._clauses = [], [], []
         self._one_clause, self._failure = one_clause, None
+        self._unspoken = False
         data = text.encode()
         self._library.espeak_ng_SetRandSeed(seed)
         status = self._library.espeak_Synth(data, len(data) + 1, 0, 1, 0, flags | _UTF8, None, None)
@@ -234,7 +239,13 @@ class Library:
         library.espeak_SetSynthCallback(self._callback)
         return library
 
+    def _take_up(self) -> None:
+        """Have the library take up, and so free, what `use` set last (9 µs); else it would lose 1,360 bytes."""
+        if self._unspoken:
+            self._speak("", 0, False, 0)
+
     def _unload(self) -> None:
+        self._take_up()
         self._current = None
         self._library.espeak_ng_Terminate()
         handle = self._library._handle  # noqa: SLF001 (ctypes has no public way to unload)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import subprocess
 import sys
@@ -23,6 +25,10 @@ from tests.pipeline.engines.espeak_speech import untouched_library
 
 USUAL = style_of({}, 1.0).parameters
 FOX = "[[D@2 kw'Ik br'aUn f'0ks dZ'Vmps ,oUv3 D@2 l'eIzi d'0g]]"
+
+MALLINFO2 = (
+    "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +163,37 @@ def test_one_clause_stops_where_the_next_begins(library: Library) -> None:
     spoken = library.speak("Hello, world. And more.", one_clause=True)
     assert [clause.position for clause in spoken.clauses] == [7]
     assert len(spoken.words) == 1
+
+
+class _Mallinfo2(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_size_t) for name in MALLINFO2)
+
+
+def heap_bytes() -> int:
+    """What malloc has given out and not got back."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        pytest.skip("tells how much memory is in use by mallinfo2, which glibc 2.33 and newer have")
+    libc.mallinfo2.restype = _Mallinfo2
+    gc.collect()
+    found = libc.mallinfo2()
+    return int(found.uordblks + found.hblkhd)
+
+
+def test_a_voice_that_is_set_and_never_spoken_with_costs_no_memory(library: Library) -> None:
+    def unspoken() -> None:
+        library.use("en-us", USUAL)
+        library.use("de", USUAL)
+        library.renew()
+        library.use("en-us", USUAL)
+        library.renew()
+
+    for _ in range(20):
+        unspoken()
+    before = heap_bytes()
+    for _ in range(200):
+        unspoken()
+    assert heap_bytes() - before < 200 * 300
 
 
 def test_two_threads_at_once_are_refused(library: Library) -> None:
