@@ -230,8 +230,12 @@ class Hearing:
             for segment in utterance.unrendered():
                 self.scheduler.stop_tokens(segment)
             self._note_played(utterance)
-            self.state.counters.counts["cancelled"] += 1
-            self.state.finish(utterance, self._cancelled(utterance), at_once=True)
+            if utterance.told or utterance.told_before:  # and is only kept until its listener has it all
+                event: Finished | Cancelled = self._finished_event(utterance, output)
+            else:
+                event = self._cancelled(utterance)
+                self.state.counters.counts["cancelled"] += 1
+            self.state.finish(utterance, event, at_once=True)
 
     def _withdraw(self, output: OutputState, utterance: Utterance) -> None:
         """Take what is not heard of an utterance out of the ring."""

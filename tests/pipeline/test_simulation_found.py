@@ -82,10 +82,30 @@ KILLS_WHERE_THE_RING_IS_FULL = Schedule(
     ),
 )  # fmt: skip
 
+TOLD_AND_INTERRUPTED = Schedule(
+    Setup(
+        seed=75861, t3=2, ring_s=4.0, ahead_s=0.5, first_chunk=1, chunk=25, t3_batch=1, t3_tokens=12, t3_step_s=0.2,
+        render_ratio=0.6, guess=1.5, block_s=0.1, latency_s=0.01, restart_s=0.3, flush_ms=100,
+    ),
+    (
+        Action(0.0, "speak", "r", ("u0", "өќ ", "stream", "x", "normal", False)),
+        Action(0.358, "kill", "s3gen-0", ("now", 0.5)),
+        Action(0.6, "text", "r", ("u0", "ӕ ѭɔ ")),
+        Action(0.6, "text", "r", ("u0", "șәϸǙѰâ; ͷ ЦȥթԜ; ")),
+        Action(0.65, "text", "r", ("u0", "ʊРϺ. ƑӿѩŔӱ. éȂΣ; ")),
+        Action(0.7, "text", "r", ("u0", "ηǰӍ, ")),
+        Action(0.7, "end", "r", ("u0",)),
+        Action(2.316, "deaf", "r"),
+        Action(3.68, "kill", "dispatcher", (5, 0)),
+        Action(3.954, "speak", "r", ("u4", "ƾҦ! ", "stream", "x", "interrupt", True)),
+    ),
+)  # fmt: skip
+
 FOUND: dict[str, Any] = {
     "what a cancelled utterance has written is not its predecessor's": CAME_BEHIND,
     "nor is it when the predecessor was heard to its end": CAME_BEHIND_THE_HEARD,
     "what a dispatcher that died called finished, and nobody fetches, is forgotten": NEVER_FETCHED,
+    "what was called finished is not called cancelled when something urgent takes its place": TOLD_AND_INTERRUPTED,
     "a segment that kills its worker is given up though its listener's ring is full": KILLS_WHERE_THE_RING_IS_FULL,
 }
 
