@@ -6,7 +6,8 @@ import ast
 from pathlib import Path
 
 NOT_SCRIPTS = {
-    "__init__", "__main__", "chat_server", "common", "comparing", "direct", "hops", "running", "texts", "turns",
+    "__init__", "__main__", "chat_server", "common", "comparing", "direct", "hops", "running", "slopes",
+    "soak_programs", "texts", "turns",
     "chatterbox_models", "chatterbox_ours", "chatterbox_stock", "gpu_parts", "gpu_pipeline", "gpu_profile", "listening",
 }  # fmt: skip
 WIDTH = 16
