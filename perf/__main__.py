@@ -7,8 +7,8 @@ from pathlib import Path
 
 NOT_SCRIPTS = {
     "__init__", "__main__", "bottleneck", "card", "chat_server", "chunks", "common", "compare_views", "comparing",
-    "direct", "hops", "joins", "listening", "live", "page", "running", "sweeping", "texts", "trace", "trials",
-    "trials_pipeline", "turns", "ways", "window",
+    "direct", "hops", "joins", "listening", "live", "page", "running", "slopes", "soak_programs", "sweeping", "texts",
+    "trace", "trials", "trials_pipeline", "turns", "ways", "window",
     "chatterbox_generate", "chatterbox_models", "chatterbox_ours", "chatterbox_stock",
     "gpu_parts", "gpu_pipeline", "gpu_profile",
 }  # fmt: skip

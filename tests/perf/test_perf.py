@@ -28,7 +28,7 @@ SMALL = {
     "compare": ["--texts", "standard", "--ways", "pseudo", "sequential", "pipeline", "--repeats", "1"],
     "ring": ["--blocks", "20"],
     "stages": ["--seconds", "0.02", "--batches", "1", "3", "--rungs", "4", "--options", "{}"],
-    "soak": ["--speech-h", "0.05", "--look-every-s", "0.3", "--kill-every-s", "0.5"],
+    "soak": ["--speech-h", "0.03", "--look-every-s", "0.3", "--kill-every-s", "1"],
 }
 ELSEWHERE = {"regress", "report", "timeline"}
 """Run small in a test file of their own."""
@@ -37,17 +37,7 @@ CHATTERBOX = {"continuity", "gpu", "precision", "stock", "tiny_checkpoint"}
 """Tested where torch is."""
 
 FIGURES = {
-    "first_sound": {
-        "first_pcm_p50_ms",
-        "first_pcm_p99_ms",
-        "engine_p50_ms",
-        "accepted_p50_ms",
-        "ring_to_dac_p50_ms",
-        "text_to_sound_p50_ms",
-        "clause_to_sound_p50_ms",
-        "word_to_sound_p50_ms",
-        "token_late_p50_ms",
-    },
+    "first_sound": {"first_pcm_p50_ms", "first_pcm_p99_ms", "engine_p50_ms"},
     "overhead": {"overhead_%", "engine_%", "all_%", "speech_s"},
     "listeners": {"growth_at_peak_mb", "slower_with_stuck"},
     "barge_in": {"most_blocks_after_cancel", "block_samples"},
@@ -149,7 +139,10 @@ def test_a_script_measures_a_pipeline_of_its_own(name: str, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_the_hops_of_an_utterance_add_up_to_its_first_sound(tmp_path: Path) -> None:
     picture = tmp_path / "first_sound.png"
-    rows = run("first_sound", tmp_path, *SMALL["first_sound"], "--png", str(picture))["rows"]
+    report = run("first_sound", tmp_path, *SMALL["first_sound"], "--png", str(picture))
+    rows = report["rows"]
+    for figure in ("accepted", "ring_to_dac", "text_to_sound", "clause_to_sound", "word_to_sound", "token_late"):
+        assert f"{figure}_p50_ms" in report["figures"]
     since = {(row["text"], row["what"]): row["p50_ms"] for row in rows["to the speaker, since the request"]}
     for length in ("short", "medium", "long"):
         hops = [row["p50_ms"] for row in rows["to the speaker, hop by hop"] if row["text"] == length]
@@ -175,6 +168,24 @@ def test_a_soak_loses_nothing(tmp_path: Path) -> None:
     figures = run("soak", tmp_path, *SMALL["soak"])["figures"]
     assert figures["wrong"] == 0
     assert figures["finished"] > 5
+
+
+@pytest.mark.slow
+def test_a_soak_at_real_time_fails_for_gaps_that_no_kill_explains(tmp_path: Path) -> None:
+    file = tmp_path / "soak.json"
+    options = ["--pace", "realtime", "--speech-h", "0.002", "--kill-share", "0", "--chars", "20", "--speakers", "1"]
+    options += ["--listeners", "2", "--look-every-s", "0.5", "--json", str(file)]
+    command = [sys.executable, "-m", "perf.soak", *options]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    report = json.loads(file.read_text(encoding="utf-8"))
+    check("soak", report)
+    figures = report["figures"]
+    assert figures["wrong"] == 0
+    assert figures["underruns"] == sum(row["underruns"] for row in report["rows"]["underruns"])
+    assert done.returncode == int(figures["unexplained_underruns"] > 0), done.stderr
+    (calm, _) = report["rows"]["parts"]
+    assert calm["times_real_time"] < 4  # three outputs, each at its own pace of speech
 
 
 @pytest.mark.slow
