@@ -170,6 +170,7 @@ class _Container:
         self._stream = self._out.add_stream(recipe.codec, rate=wanted.rate, layout="mono", options=codec_options)
         if kbps := wanted.kbps or recipe.kbps:
             self._stream.bit_rate = kbps * 1000
+        self._out.start_encoding()  # now and not at the first sound, which would have to wait for it
         self._samples = 0
 
     def feed(self, pcm: bytes) -> bytes:
@@ -184,10 +185,7 @@ class _Container:
         return self._sink.take()
 
     def end(self) -> bytes:
-        if self._samples:
-            self._mux(None)
-        else:
-            self._out.start_encoding()
+        self._mux(None)
         self.close()
         return self._sink.take()
 
