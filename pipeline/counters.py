@@ -49,6 +49,7 @@ class LatencyWindow:
     def __init__(self, size: int = 512) -> None:
         self._values_ms: deque[float] = deque(maxlen=size)
         self._count = 0
+        self._summary = Latency(0, 0.0, 0.0, 0.0, 0.0)
 
     def add(self, value_ms: float) -> None:
         """One measurement."""
@@ -56,9 +57,13 @@ class LatencyWindow:
         self._count += 1
 
     def summary(self) -> Latency:
-        """Percentiles by nearest rank; zeros when nothing was measured."""
-        if not self._values_ms:
-            return Latency(0, 0.0, 0.0, 0.0, 0.0)
+        """Percentiles by nearest rank; zeros when nothing was measured. Those who watch ask for it more often than
+        anything is measured, so it is made anew only then."""
+        if self._summary.count != self._count:
+            self._summary = self._made()
+        return self._summary
+
+    def _made(self) -> Latency:
         ordered = sorted(self._values_ms)
 
         def rank(share: float) -> float:

@@ -20,6 +20,7 @@ RESULTS = ROOT / "perf" / "results"
 SMALL = {
     "first_sound": ["--utterances", "1", "--gap-ms", "5", "--token-ms", "1"],
     "overhead": ["--seconds", "2", "--idle-s", "0.2"],
+    "measuring": ["--seconds", "1", "--turns", "1"],
     "listeners": ["--readers", "2", "--stuck", "1", "--seconds", "4", "--rounds", "1"],
     "barge_in": ["--trials", "2"],
     "chat": ["--answers", "2", "--first-ms", "5", "--token-ms", "5"],
@@ -39,6 +40,7 @@ CHATTERBOX = {"continuity", "gpu", "precision", "stock", "tiny_checkpoint"}
 FIGURES = {
     "first_sound": {"first_pcm_p50_ms", "first_pcm_p99_ms", "engine_p50_ms"},
     "overhead": {"overhead_%", "engine_%", "all_%", "speech_s"},
+    "measuring": {"measuring_%", "measuring_of_cpu_%", "slower_%"},
     "listeners": {"growth_at_peak_mb", "slower_with_stuck"},
     "barge_in": {"most_blocks_after_cancel", "block_samples"},
     "chat": {"word_to_sound_p50_ms", "word_to_sound_p99_ms", "question_to_sound_p50_ms", "question_to_sound_p99_ms"},
@@ -161,6 +163,18 @@ def test_the_engines_share_is_part_of_what_all_processes_spent(tmp_path: Path) -
     figures = run("overhead", tmp_path, *SMALL["overhead"])["figures"]
     assert 0 < figures["engine_%"] < figures["all_%"]
     assert figures["overhead_%"] == pytest.approx(figures["all_%"] - figures["engine_%"], abs=0.01)
+
+
+@pytest.mark.slow
+def test_measuring_is_measured(tmp_path: Path) -> None:
+    picture = tmp_path / "measuring.png"
+    report = run("measuring", tmp_path, *SMALL["measuring"], "--png", str(picture))
+    assert [row["side"] for row in report["rows"]["turns"]] == ["unwatched", "watched"]
+    assert report["figures"]["answers_to_watchers"] >= 5
+    assert report["figures"]["slower_%_low"] is None  # one turn of each kind tells no noise
+    processes = [row["what"] for row in report["rows"]["CPU while speaking, % of the speech's duration"]]
+    assert {"dispatcher-0", "t3-0", "s3gen-0", "player-0", "all processes"} <= set(processes)
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

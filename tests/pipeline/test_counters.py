@@ -43,6 +43,16 @@ def test_percentiles_are_of_the_last_measurements() -> None:
     assert LatencyWindow().summary().count == 0
 
 
+def test_percentiles_follow_every_measurement_and_are_made_once_for_each() -> None:
+    window = LatencyWindow(size=2)
+    assert window.summary().last_ms == 0.0
+    for value in (1.0, 2.0, 3.0):
+        window.add(value)
+        assert window.summary().last_ms == value
+        assert window.summary() is window.summary()
+    assert (window.summary().count, window.summary().p50_ms) == (3, 3.0)
+
+
 def test_every_queue_and_hop_has_its_counter() -> None:
     counters = Counters({"ring": 10.0, "ahead": 4.0})
     assert counters.queues["ring"].bound == 10.0
