@@ -187,7 +187,6 @@ def draw(report: Report, figure: Any) -> None:
         axes.set_ylim(bottom=0)
         axes.set_ylabel(what)
         axes.grid(axis="y", alpha=0.3)
-    figures = report["figures"]
     cpu, slower = (_said(report["figures"], name) for name in ("measuring_%", "slower_%"))
     figure.suptitle(
         f"what being watched adds: CPU time of {cpu} of the speech's duration; time to a listener's sound {slower}\n"
