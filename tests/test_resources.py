@@ -332,7 +332,7 @@ MAY_KNOW_THE_DATE = {
     "launch/console.py": "stamps of printed lines",
     "launch/logs.py": "stamps of logged lines",
     "perf/common.py": "the date of a measurement",
-    "perf/gpu_pipeline.py": "age of a process against its start, which is a date",
+    "perf/report.py": "when the page was made",
     "pipeline/engines/espeak/folder.py": "age of a folder against its modification time, which is a date",
     "pipeline/voices.py": "age of a folder against its modification time, which is a date",
     "workers/gateway/openai_api.py": "since when a model is there, as OpenAI's clients want to know",

@@ -133,7 +133,7 @@ def test_times_come_with_their_sound(client: elevenlabs.ElevenLabs, samples: int
     check_times(characters, [at for span in spans for at in span.character_start_times_seconds], words)
 
 
-@pytest.mark.filterwarnings("ignore:ConnectionClosed.code:DeprecationWarning")  # how it reads the close code
+@pytest.mark.filterwarnings("ignore:ConnectionClosed:DeprecationWarning")  # how it reads the close code and reason
 def test_speech_in_real_time_from_a_growing_text(client: elevenlabs.ElevenLabs, samples: int) -> None:
     pieces = client.text_to_speech.convert_realtime(
         "en-us", text=(f"{word} " for word in TEXT.split()), model_id="eleven_flash_v2_5", output_format="pcm_24000"
