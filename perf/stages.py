@@ -132,10 +132,10 @@ class Bench:
     def _ends(self, steps: Sequence[TokenStep], rung: int) -> list[int]:
         """Up to which token each rung goes; of a ladder all have the same size."""
         made = list(itertools.accumulate(step.tokens for step in steps))
-        ends = list(range(rung, made[-1] + 1, rung))[:RUNGS_A_STREAM] if self.ladder else made
-        if not ends:
-            raise PerfError(f"--rungs {rung}: the longest segment of this engine has {made[-1]} tokens")
-        return ends
+        if not self.ladder:
+            return made
+        # A segment with fewer tokens than a rung (of a model that was never trained) is one rung.
+        return list(range(rung, made[-1] + 1, rung))[:RUNGS_A_STREAM] or made[-1:]
 
     def _rendered(self, streams: int, steps: Sequence[TokenStep], ends: Sequence[int]) -> list[tuple[float, int]]:
         """Seconds and samples of each rung of fresh streams."""
