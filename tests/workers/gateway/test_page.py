@@ -128,6 +128,7 @@ def test_stop_in_mid_sentence_is_silence_at_once_and_no_work_goes_on(listener: L
     listener.page.press("#text", "Escape")
     listener.wait_state(number, "stopped")
     silent(speaking)
+    listener.wait_longer()  # what was heard before the stop is told in groups of blocks, and may still be on its way
     before = len(listener.heard())
     listener.wait_longer()
     heard, sent = listener.heard(), listener.sent(number)
@@ -184,6 +185,7 @@ def test_what_was_spoken_can_be_saved_and_heard_again(listener: Listener, tmp_pa
         assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 24_000)
         saved = np.frombuffer(file.readframes(file.getnframes()), "<i2")
     np.testing.assert_array_equal(saved, listener.sent(0))
+    listener.wait_longer()  # the end of the first hearing is told in groups of blocks, and may still be on its way
     before = len(listener.heard())
     page.get_by_role("button", name="Again: Keep this.").click()
     listener.wait_longer(len(saved) / 24_000 + 0.5)
