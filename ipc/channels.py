@@ -44,6 +44,10 @@ TEXT_SEND_MESSAGES = 8
 TEXT_SEND_BYTES = 64 * 1024
 TEXT_RECEIVE_MESSAGES = 32
 WORK_QUEUE_MESSAGES = 2048
+BACKLOG = 4096
+"""Connections that the kernel holds until they are accepted (at most net.core.somaxconn of them). One that finds no
+place tries again after a second: libzmq's 100 made a burst of programs wait so long."""
+
 HELLO_AGAIN_S = 0.25
 HELLO_SOON_S = 0.01
 BYE_LINGER_MS = 200
@@ -366,7 +370,7 @@ class DispatcherSockets:
 
     def _open(self) -> None:
         for socket in (self._work, self._text):
-            _set(socket, LINGER=0, ROUTER_MANDATORY=1, HANDSHAKE_IVL=1000)
+            _set(socket, LINGER=0, ROUTER_MANDATORY=1, HANDSHAKE_IVL=1000, BACKLOG=BACKLOG)
         _set(self._work, MAXMSGSIZE=WORK_MAX_BYTES, SNDHWM=WORK_QUEUE_MESSAGES, RCVHWM=WORK_QUEUE_MESSAGES)
         _set(self._text, MAXMSGSIZE=TEXT_MAX_BYTES, ROUTER_HANDOVER=1, TCP_KEEPALIVE=1, TCP_KEEPALIVE_IDLE=30)
         _set(self._text, SNDHWM=TEXT_SEND_MESSAGES, SNDBUF=TEXT_SEND_BYTES, RCVHWM=TEXT_RECEIVE_MESSAGES)

@@ -42,6 +42,9 @@ from workers.gateway.records import record_of
 VOICES_KEPT_S = 5.0
 ENGINE_S = 10.0
 """A request waits this long for an engine that is still loading."""
+BEGINNING = 8
+"""Requests that are handed to the pipeline at the same time. Each has a connection of its own, and of many that have
+something to say at the same moment ZeroMQ reads the latest first: of a burst some would wait for all the others."""
 
 
 class Speech:
@@ -153,6 +156,7 @@ class Speaking:
         self._aliases: Aliases | None = None
         self._aliases_until_s = 0.0
         self._asking = asyncio.Lock()
+        self._beginning = asyncio.Semaphore(BEGINNING)
 
     @property
     def in_flight(self) -> int:
@@ -194,8 +198,9 @@ class Speaking:
                 settings=settings or {},
                 final=text is not None,
             )
-            with _translating():
-                speech = await self.client.begin(request)
+            async with self._beginning:
+                with _translating():
+                    speech = await self.client.begin(request)
             self._metrics.began(door)
             if (record := record_of.get()) is not None:
                 record.utterances.append(speech.id)
