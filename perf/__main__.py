@@ -10,7 +10,7 @@ NOT_SCRIPTS = {
     "direct", "hops", "joins", "listening", "live", "page", "running", "slopes", "soak_programs", "sweeping", "texts",
     "trace", "trials", "trials_pipeline", "turns", "ways", "window",
     "chatterbox_generate", "chatterbox_models", "chatterbox_ours", "chatterbox_stock",
-    "gpu_parts", "gpu_pipeline", "gpu_profile",
+    "gpu_parts", "gpu_pipeline", "gpu_profile", "gpu_s3gen", "gpu_t3", "gpu_telling",
 }  # fmt: skip
 WIDTH = 16
 
