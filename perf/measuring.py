@@ -29,6 +29,7 @@ from perf.common import PerfError, Report, Row
 from perf.comparing import difference
 from perf.overhead import WARM_TEXT, spent
 from perf.turns import order
+from perf.window import LOOK_MS
 
 STATUS_EVERY_S = 0.5
 FAST_TIMES = 40
@@ -205,7 +206,7 @@ def main() -> int:
     parser = common.arguments(__doc__, draws=True)
     parser.add_argument("--seconds", type=float, default=10, help="of speech in a turn (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=6, help="of each kind (default: %(default)s)")
-    parser.add_argument("--every-ms", type=int, default=100, help="between two states (default: %(default)s)")
+    parser.add_argument("--every-ms", type=int, default=LOOK_MS, help="between two states (default: %(default)s)")
     given = parser.parse_args()
     common.at_least(parser, given, seconds=1, turns=1, every_ms=1)
     return common.run(measure(given))

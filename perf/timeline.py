@@ -32,7 +32,7 @@ TEXT = (
     "Its captain waited until the last word, and then the whole crew applauded."
 )
 COLORS = {"T3": ("#3b7dd8", "#8db5ea"), "S3Gen": ("#d9822b", "#f0b77e"), "playback": ("#2a9d60", "#84cfa6")}
-WATCH_MS = 20
+WATCH_MS = 200
 PREBUFFER_S = 0.12
 NEAR = 2.5
 """The beginning: so many times as long as until the first sound."""
