@@ -19,6 +19,7 @@ import platform
 import re
 import resource
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -226,7 +227,9 @@ def blank() -> Any:
 
 
 def run(main: Coroutine[Any, Any, None]) -> int:
-    """A script's last line: run, and say what went wrong in one line."""
+    """A script's last line: run, and say what went wrong in one line. A SIGTERM ends it as Ctrl-C does, so that no
+    pipeline of its own is left running."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         asyncio.run(main)
     except (PerfError, ChatterlineError) as error:

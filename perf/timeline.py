@@ -24,6 +24,7 @@ from perf import common, running, trace
 from perf.chunks import STAGES, Chunk, Curve, chunks_of, heard_curve, overlap, playback_of, rows_of
 from perf.common import PerfError, Report, Row
 from perf.listening import IN_ADVANCE_S, Ear
+from perf.window import LOOK_MS
 
 TEXT = (
     "The lighthouse keeper wrote a letter every evening, and nobody ever answered. "
@@ -32,7 +33,6 @@ TEXT = (
     "Its captain waited until the last word, and then the whole crew applauded."
 )
 COLORS = {"T3": ("#3b7dd8", "#8db5ea"), "S3Gen": ("#d9822b", "#f0b77e"), "playback": ("#2a9d60", "#84cfa6")}
-WATCH_MS = 200
 PREBUFFER_S = 0.12
 NEAR = 2.5
 """The beginning: so many times as long as until the first sound."""
@@ -51,14 +51,14 @@ async def spoken(client: AsyncClient, text: str, output: str) -> tuple[list[Chun
     watching = asyncio.create_task(_watch(client, states, offsets))
     try:
         while not states:
-            await asyncio.sleep(WATCH_MS / 1000)
+            await asyncio.sleep(LOOK_MS / 1000)
         sent_s = time.monotonic()
         speech = await client.speak(text, output="stream" if output == "stream" else "speaker", seed=1)
         heard = await _listen(speech) if output == "stream" else []
         finished = await speech.wait()
         seen = len(states)
         while len(states) < seen + 2:  # the last pieces come with the next state
-            await asyncio.sleep(WATCH_MS / 1000)
+            await asyncio.sleep(LOOK_MS / 1000)
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
@@ -83,7 +83,7 @@ def _chunks(pieces: Sequence[Work], heard: Curve, zero_s: float, finished: Finis
 
 async def _watch(client: AsyncClient, states: list[State], offsets: list[float]) -> None:
     """``offsets``: this process's clock less the dispatcher's, and how long the state was on its way."""
-    async with aclosing(client.watch(WATCH_MS, timeline=True)) as coming:
+    async with aclosing(client.watch(LOOK_MS, timeline=True)) as coming:
         async for state in coming:
             states.append(state)
             offsets.append(time.monotonic() - state.uptime_s)
