@@ -15,11 +15,12 @@ from pipeline.engines.base import Report
 from pipeline.engines.chatterbox.attention import aligned_heads
 from pipeline.engines.chatterbox.backbone import T3Net
 from pipeline.engines.chatterbox.conditioning import Conditioning
-from pipeline.engines.chatterbox.decode import Decoder, Kind, Sizes
+from pipeline.engines.chatterbox.decode import LENGTH_STEP, Decoder, Kind, Sizes
 from pipeline.engines.chatterbox.guards import LIMITS, Limits
 from pipeline.engines.chatterbox.variants import Variant
 
 CAPTURE_DEADLINE_S = 60.0
+COMPILE_DEADLINE_S = 120.0
 LOAD_DEADLINE_S = 120.0
 CACHE_SHARE = 0.5
 """Of the free memory, for the KV cache at most."""
@@ -108,6 +109,9 @@ def _fitting(sizes: Sizes, net: T3Net, kind: Kind, device: torch.device) -> int:
 def _ready(decoder: Decoder, report: Report) -> Decoder:
     """Capture every graph; go on without them if that cannot be done. The largest works come first, so that memory
     that is too small shows at once."""
+    if decoder.cpu_step is not None:
+        report("compiling a step of T3 for this processor, which is kept", COMPILE_DEADLINE_S)
+        decoder.capture(("forward", 1, LENGTH_STEP))
     works = sorted(decoder.works(), key=lambda work: (-work[1], -work[2]))
     if not decoder.graphs.active:
         works = [work for work in works if work[1] == works[0][1] and decoder.device.type == "cuda"]

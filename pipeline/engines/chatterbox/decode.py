@@ -21,6 +21,7 @@ from pipeline.engines.chatterbox.attention import Followed, Frame, decide, follo
 from pipeline.engines.chatterbox.backbone import Cache, Heads, Pass, T3Net
 from pipeline.engines.chatterbox.conditionals import T3Conditionals
 from pipeline.engines.chatterbox.conditioning import Conditioning
+from pipeline.engines.chatterbox.cpu_step import MOST_ROWS, compiled
 from pipeline.engines.chatterbox.graphs import Graphs
 from pipeline.engines.chatterbox.prefixes import Prefixes
 from pipeline.engines.chatterbox.rounds import Round
@@ -95,6 +96,7 @@ class Decoder:
         self.seats = Seats(self.cache, sizes.streams, exact=self.device.type != "cuda" and not graphs)
         self.graphs = Graphs(graphs)
         self.vocabulary = net.head.out_features
+        self.cpu_step = compiled(net, self.cache, kind.heads)
         self._make_state(rows, weight.shape[0])
         self._plan: tuple[object, ...] = ()
 
@@ -248,9 +250,13 @@ class Decoder:
     def _forward(self, rows: int, length: int) -> None:
         """Each row's last token through the layers: logits, and attention where it is followed."""
         token, _, sampled, base, _, _ = self._state[self._places[0, :rows]].unbind(1)
-        x = self.net.speech(token, sampled)[:, None]
-        run = Pass(self.cache, (base + sampled)[:, None], length, watched=self.kind.heads)
-        hidden = self.net.backbone(x, run)
+        x, positions = self.net.speech(token, sampled), base + sampled
+        if self.cpu_step is not None and rows <= MOST_ROWS:
+            attention = None if self._attention is None else self._attention[:rows]
+            self.cpu_step(x, positions, self._logits[:rows], attention)
+            return
+        run = Pass(self.cache, positions[:, None], length, watched=self.kind.heads)
+        hidden = self.net.backbone(x[:, None], run)
         self._logits[:rows] = self.net.head(hidden[:, 0])
         if self._attention is not None and run.attention is not None:
             columns = min(length, self._attention.shape[1])

@@ -442,8 +442,9 @@ def test_prefill_in_one_pass_equals_steps() -> None:
     voice = conditionals().t3
     one, _ = decoder.admit(voice, 0.5, text, [], asked)
     other, _ = decoder.admit(voice, 0.5, text, made[:9], asked)
+    decoder._write_plan([one], rows=2, entries=1)
     for token in made[:9]:  # force the first to say the same, one token at a time
-        decoder._forward(4, 256)
+        decoder._forward(2, 256)
         decoder._state[one.slot, 0] = token
         decoder._state[one.slot, 2] += 1
         one.sampled += 1
