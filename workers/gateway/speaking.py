@@ -198,7 +198,7 @@ class Speaking:
                 settings=settings or {},
                 final=text is not None,
             )
-            async with self._beginning:
+            async with self._turn():
                 with _translating():
                     speech = await self.client.begin(request)
             self._metrics.began(door)
@@ -212,6 +212,19 @@ class Speaking:
                     self._metrics.abandoned(door)
                     await asyncio.shield(speech.abandon())
                 await speech.close()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One of the turns to hand a request over. Raises `Unavailable` when those before it get no answer."""
+        try:
+            async with asyncio.timeout(self.client.timeout_s):
+                await self._beginning.acquire()
+        except TimeoutError:
+            raise Unavailable(f"the pipeline takes no requests for {self.client.timeout_s:g} s") from None
+        try:
+            yield
+        finally:
+            self._beginning.release()
 
     @contextmanager
     def place(self, kind: str, most: int, key: str) -> Iterator[None]:
