@@ -10,12 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from perf.__main__ import WIDTH, scripts
+from tests.harness import until
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "perf" / "results"
+PROCESSES = 4
+"""Of a pipeline, at least: dispatcher, t3, s3gen and player."""
 
 SMALL = {
     "first_sound": ["--utterances", "1", "--gap-ms", "5", "--token-ms", "1"],
@@ -233,6 +237,27 @@ def test_nobody_at_the_address_is_said_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "tcp://127.0.0.1:9" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_script_that_is_told_to_end_takes_its_pipeline_with_it() -> None:
+    command = [sys.executable, "-m", "perf.overhead", "--seconds", "60"]
+    script = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        pipeline = until(lambda: all_of(script, PROCESSES), "its pipeline runs", 30)
+    finally:
+        script.terminate()
+    code = script.wait(20)
+    _, left = psutil.wait_procs(pipeline, 5)
+    for one in left:
+        one.kill()
+    assert (code, left) == (130, [])
+
+
+def all_of(script: psutil.Popen, count: int) -> list[psutil.Process]:
+    """The processes below a script; none before there are that many."""
+    found = script.children(recursive=True)
+    return found if len(found) >= count else []
 
 
 @pytest.mark.parametrize("option", ["--seconds=0", "--idle-s=-1"])
