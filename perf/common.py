@@ -27,6 +27,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -227,9 +228,10 @@ def blank() -> Any:
 
 
 def run(main: Coroutine[Any, Any, None]) -> int:
-    """A script's last line: run, and say what went wrong in one line. A SIGTERM ends it as Ctrl-C does, so that no
-    pipeline of its own is left running."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    """A script's last line: run, and say what went wrong in one line. Ctrl-C and SIGTERM end it at once, also while it
+    computes (asyncio's own way would wait for its next ``await``), and no pipeline of its own is left running."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         asyncio.run(main)
     except (PerfError, ChatterlineError) as error:
@@ -238,6 +240,10 @@ def run(main: Coroutine[Any, Any, None]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _table(title: str, rows: Sequence[Row]) -> Table:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -240,18 +243,37 @@ def test_nobody_at_the_address_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_script_that_is_told_to_end_takes_its_pipeline_with_it() -> None:
-    command = [sys.executable, "-m", "perf.overhead", "--seconds", "60"]
-    script = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_script_that_is_told_to_end_takes_its_pipeline_with_it(how: signal.Signals) -> None:
+    with started("overhead", "--seconds", "60") as script:
         pipeline = until(lambda: all_of(script, PROCESSES), "its pipeline runs", 30)
-    finally:
-        script.terminate()
-    code = script.wait(20)
+        script.send_signal(how)
+        code = script.wait(20)
     _, left = psutil.wait_procs(pipeline, 5)
     for one in left:
         one.kill()
     assert (code, left) == (130, [])
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_script_that_computes_ends_when_it_is_told_to(how: signal.Signals) -> None:
+    with started("stages", "--engine", "tests.engines.babble:ENGINE", "--seconds", "60") as script:
+        until(lambda: script.cpu_times().user > 2, "it computes", 30)
+        script.send_signal(how)
+        assert script.wait(10) == 130
+
+
+@contextmanager
+def started(name: str, *arguments: str) -> Iterator[psutil.Popen]:
+    """A script that runs and, if it still does, is killed."""
+    command = [sys.executable, "-m", f"perf.{name}", *arguments]
+    script = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield script
+    finally:
+        if script.poll() is None:
+            script.kill()
+            script.wait()
 
 
 def all_of(script: psutil.Popen, count: int) -> list[psutil.Process]:
