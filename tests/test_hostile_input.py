@@ -33,6 +33,9 @@ from tests.harness import Pipeline, direct_sound, own_memory_bytes, pcm, until
 
 Start = Callable[..., Pipeline]
 
+ONE_ENGINE = pytest.mark.parametrize("engine", ["babble"])
+"""What is sent meets the dispatcher alone, which is the same with any engine."""
+
 FRAMES = 10_000
 GROWTH_BYTES = 5_000_000
 HUGE_GROWTH_BYTES = 8 * TEXT_MAX_BYTES
@@ -449,7 +452,7 @@ def memory_bytes(running: Pipeline, role: str) -> int:
 # --------------------------------------------------------------------------- tests
 
 
-@pytest.mark.brief
+@ONE_ENGINE
 def test_ten_thousand_malformed_messages_are_each_answered_and_disturb_nobody(
     pipeline: Start, engine: str, connect: Connect
 ) -> None:
@@ -476,7 +479,7 @@ def test_ten_thousand_malformed_messages_are_each_answered_and_disturb_nobody(
     assert [path.name for path in (running.folder / "voices").rglob("*")] == []
 
 
-@pytest.mark.brief
+@ONE_ENGINE
 def test_megabytes_are_refused_or_cut_off_and_what_they_take_is_bounded(
     pipeline: Start, engine: str, connect: Connect
 ) -> None:
@@ -504,7 +507,7 @@ def _memory_after(running: Pipeline, hostile: Hostile, some: list[Attempt]) -> i
     return memory_bytes(running, "dispatcher")
 
 
-@pytest.mark.brief
+@ONE_ENGINE
 def test_one_message_of_a_million_characters_is_refused_by_the_name_of_the_limit(pipeline: Start) -> None:
     client = pipeline().client()
     with pytest.raises(SpeechError, match=r"text\.max_chars = 100000") as refused:
@@ -513,7 +516,7 @@ def test_one_message_of_a_million_characters_is_refused_by_the_name_of_the_limit
     assert refused.value.event.field == "text"
 
 
-@pytest.mark.parametrize("engine", ["babble"])
+@ONE_ENGINE
 def test_a_million_characters_of_a_growing_text_are_spoken_with_flat_memory(pipeline: Start) -> None:
     running = pipeline({"text.max_audio_s": 1e6})
     client = running.client()
@@ -581,7 +584,7 @@ def test_texts_that_are_hard_to_read_hold_nobody_up(pipeline: Start, engine: str
     assert pids(running) == processes
 
 
-@pytest.mark.brief
+@ONE_ENGINE
 def test_a_taken_routing_id_takes_nothing_from_others(pipeline: Start, engine: str, connect: Connect) -> None:
     running = pipeline()
     processes = pids(running)
@@ -606,7 +609,7 @@ def test_a_taken_routing_id_takes_nothing_from_others(pipeline: Start, engine: s
     assert pids(running) == processes
 
 
-@pytest.mark.brief
+@ONE_ENGINE
 def test_the_work_socket_is_private_and_drops_what_no_process_of_ours_would_say(
     pipeline: Start, engine: str, connect: Connect
 ) -> None:
@@ -644,7 +647,7 @@ def test_the_work_socket_is_private_and_drops_what_no_process_of_ours_would_say(
     assert grown_bytes < GROWTH_BYTES
 
 
-@pytest.mark.brief
+@ONE_ENGINE
 def test_what_is_no_zeromq_is_shut_out_and_disturbs_nobody(pipeline: Start, engine: str, stack: ExitStack) -> None:
     running = pipeline()
     rng = random.Random(5)

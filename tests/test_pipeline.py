@@ -208,6 +208,7 @@ def test_a_slow_reader_loses_nothing_of_what_was_on_its_way_when_the_dispatcher_
     until(lambda: not running.client().status().speaking, "the utterance is forgotten")
 
 
+@pytest.mark.parametrize("engine", ["espeak"])  # with the other one `test_hostile_input` does it
 def test_a_long_text_streams_with_flat_memory(pipeline: Start) -> None:
     running = pipeline()
     client = running.client()

@@ -80,6 +80,7 @@ def test_there_is_no_package_below_tests():
     assert not list((ROOT / "tests").rglob("__init__.py"))
 
 
+@pytest.mark.slow
 def test_every_module_says_what_it_is_for():
     silent = [
         path.relative_to(ROOT).as_posix()
@@ -130,6 +131,7 @@ def options_of(program: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", help_of(program)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
 def test_commands_in_the_documents_exist(path):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))

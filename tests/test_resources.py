@@ -254,6 +254,7 @@ def launched_with(limits: dict[int, int], *settings: str, uid: int = 0) -> Ended
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_without_memory_for_the_rings_nothing_starts_and_the_message_names_the_settings() -> None:
     ended = launched_with({resource.RLIMIT_FSIZE: 2**20})
     assert (ended.code, ended.left) == (1, [])
@@ -262,6 +263,7 @@ def test_without_memory_for_the_rings_nothing_starts_and_the_message_names_the_s
         assert way_out in ended.said
 
 
+@pytest.mark.slow
 def test_rings_beyond_all_bounds_are_refused_with_the_bounds() -> None:
     ended = launched_with({}, "flow.ring_s=1e9", "text.max_streams=1000000000")
     assert (ended.code, ended.left) == (2, [])
@@ -352,6 +354,7 @@ def dates(source: str) -> list[str]:
     return [one for one in asked if CLOCKS.search(one)]
 
 
+@pytest.mark.slow
 def test_nothing_that_waits_or_measures_asks_for_the_date() -> None:
     asking = {path.relative_to(ROOT).as_posix() for path in SOURCES if dates(path.read_text(encoding="utf-8"))}
     assert asking == set(MAY_KNOW_THE_DATE)

@@ -59,6 +59,7 @@ def port_of(address: str) -> int:
 # --------------------------------------------------------------------------- documents
 
 
+@pytest.mark.slow
 def test_every_test_that_the_document_names_exists() -> None:
     named = re.findall(r"\[`(test_\w+)`\]\(([\w/.]+)\)", SECURITY)
     assert len(named) > 15
@@ -178,6 +179,7 @@ def handshake(context: zmq.Context[zmq.Socket[bytes]], to: str, **options: objec
     return client
 
 
+@pytest.mark.slow
 def test_only_keys_that_are_listed_are_let_in_whatever_the_mechanism(tmp_path: Path) -> None:
     keys, others = tmp_path / "keys", tmp_path / "others"
     make_keys(keys, ["friend"])

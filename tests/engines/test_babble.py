@@ -425,6 +425,7 @@ def test_a_marker_refuses_or_breaks_one_stream_and_no_other():
     assert isinstance(audio.render([(3, fine.tokens)])[0], StreamError)
 
 
+@pytest.mark.slow
 def test_a_marker_ends_the_process_as_often_as_told(tmp_path):
     code = (
         "from tests.engines.babble import render_whole; from pipeline.engines.base import EngineConfig; import sys\n"

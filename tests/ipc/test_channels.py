@@ -138,6 +138,7 @@ def test_links_come_to_rest(room: Room) -> None:
     room.until(lambda: worker._link is not None and link.next_due() is worker._link.next_due() is None)
 
 
+@pytest.mark.slow
 def test_what_a_full_pipe_refuses_is_sent_again(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channels, "WORK_QUEUE_MESSAGES", 4)
     sockets, worker = room.dispatcher(), room.worker()
@@ -379,6 +380,7 @@ def test_a_client_that_does_not_read_shows_as_full_and_gets_everything_later(roo
     assert received == sent
 
 
+@pytest.mark.slow
 def test_what_waits_for_a_slow_client_is_bounded(room: Room) -> None:
     sockets = room.dispatcher()
     raw = room.client(b"slow")

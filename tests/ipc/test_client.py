@@ -128,6 +128,7 @@ def test_all_methods_work_from_many_threads_at_once(fake, client):
 # --------------------------------------------------------------------------- no pipeline, restarts
 
 
+@pytest.mark.slow
 def test_without_a_pipeline_the_error_says_what_to_do_and_soon():
     to = free_address()
     began = time.monotonic()
@@ -446,6 +447,7 @@ def endless(fake, peer, request):
         speak_everything(fake, peer, request)
 
 
+@pytest.mark.slow
 def test_a_cancel_tells_what_was_heard_and_ends_the_sound(fake, client):
     fake.script = endless
     speech = client.speak("Hello.", output="stream")
@@ -477,6 +479,7 @@ def test_a_cancel_that_crosses_the_end_tells_the_end(fake, client):
     assert isinstance(client.speak("Hello.").cancel(), Finished)
 
 
+@pytest.mark.slow
 def test_a_reader_that_does_not_read_stops_its_own_stream_and_nothing_else(fake):
     fake.script = endless
     with Client(fake.to, buffer_s=1.0) as client:
@@ -527,6 +530,7 @@ def test_waiting_in_one_thread_leaves_the_sound_to_another(fake, client):
     assert sum(heard) == 50 * 2400
 
 
+@pytest.mark.slow
 def test_events_of_the_speaker_that_nobody_reads_do_not_pile_up(fake, client):
     def chatty(fake, peer, request):
         fake.send(peer, accepted(request))
@@ -547,6 +551,7 @@ def test_sound_of_the_speaker_cannot_be_read(client):
         client.speak("Hello.").audio()
 
 
+@pytest.mark.slow
 def test_a_writer_whose_sound_nobody_reads_is_told(fake):
     def endless_growing(fake, peer, request):
         if request["type"] == "speak":

@@ -125,6 +125,7 @@ def test_a_log_folder_that_cannot_be_written_is_only_a_note(tmp_path: Path) -> N
     assert (finding.level, "no logs are kept" in finding.text) == ("note", True)
 
 
+@pytest.mark.slow
 def test_the_gateway_is_told_with_who_may_use_it() -> None:
     assert found("gateway", "gateway.bind=127.0.0.1:0") == Finding(
         "ok", "gateway", "127.0.0.1:0 is free, for everybody on this machine"

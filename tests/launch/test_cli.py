@@ -131,6 +131,7 @@ def test_the_file_in_the_current_folder_is_read_without_being_named(
     assert "flow.ring: no such key; did you mean 'ring_s'?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_check_lists_everything_and_exits_by_whether_it_would_start(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +183,7 @@ def test_say_that_is_refused_exits_with_1_and_the_reason(folder: Path, launched:
     assert re.search(r"say +text: ", launched[0].text)
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_it_in_order_and_leaves_nothing(folder: Path, launched: list[Launched]) -> None:
     launched.append(Launched(folder, *QUIET))
     processes = launched[0].ready()
@@ -262,6 +264,7 @@ def test_a_second_launch_at_the_same_port_says_who_has_it(folder: Path, launched
     assert "MISS  text socket" in launched[2].text
 
 
+@pytest.mark.slow
 def test_a_port_of_another_program_is_named_with_its_holder(folder: Path, launched: list[Launched]) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

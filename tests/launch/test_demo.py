@@ -41,6 +41,7 @@ def test_a_configuration_that_is_refused_is_named(capfd, tmp_path, monkeypatch):
     assert "flow.tempo" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_does_not_start_is_shown_with_its_last_lines(capfd, tmp_path):
     (tmp_path / "pipeline.yaml").write_text("stages: {t3: {cpus: [9999]}}\n")
     assert demo.main() == 1

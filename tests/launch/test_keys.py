@@ -192,6 +192,7 @@ def test_those_keys_and_no_others_open_a_socket_that_others_can_reach(pipeline, 
     assert (code, "must hold server.key and client.key_secret" in said) == (3, True), said
 
 
+@pytest.mark.slow
 def test_keys_for_a_socket_that_has_none_are_told(folder: Path) -> None:
     make_keys(folder, [])
     with FakeDispatcher() as fake:

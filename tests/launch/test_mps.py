@@ -53,6 +53,7 @@ def gone(pid: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_the_daemon_lives_as_long_as_the_pipeline(control: Path) -> None:
     said: list[str] = []
     with multi_process_service(control, said.append) as env:
@@ -86,6 +87,7 @@ def test_what_the_control_program_complains_of_is_passed_on(control: Path, monke
     assert not (control / FOLDER).exists()
 
 
+@pytest.mark.slow
 def test_a_daemon_that_does_not_answer_is_killed(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     with multi_process_service(control, said.append):

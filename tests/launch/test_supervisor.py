@@ -17,6 +17,8 @@ from launch.lifecycle import Limits
 from launch.process import Spec
 from launch.supervisor import FAILED, OK, UNFINISHED, Outside, Phase, SteadyClock, Supervisor
 
+pytestmark = pytest.mark.slow  # each test starts processes and waits for what becomes of them
+
 TOY = Path(__file__).with_name("toy.py")
 LIMITS = Limits(hang_s=4, start_timeout_s=20, stop_timeout_s=5, max_restarts=3, within_s=60)
 SHORT = replace(LIMITS, hang_s=0.5, stop_timeout_s=0.6)

@@ -80,6 +80,7 @@ def child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, then: str) -> None:
     monkeypatch.setattr(gpu.sys, "executable", str(program))
 
 
+@pytest.mark.slow
 async def test_what_a_part_found_before_it_was_stopped_counts(
     found: Found, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ async def test_a_crowd_hears_everything_it_waits_for() -> None:
         assert all(one.speech_s >= 1 and one.first_ms > 0 for one in heard)
 
 
+@pytest.mark.slow
 def test_nobody_at_the_address_is_said_in_one_line() -> None:
     command = [sys.executable, "-m", "perf.listening", "--to", "tcp://127.0.0.1:9"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

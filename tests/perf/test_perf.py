@@ -110,6 +110,7 @@ def test_the_ring_is_measured(tmp_path: Path) -> None:
     run("ring", tmp_path, *SMALL["ring"])
 
 
+@pytest.mark.slow
 def test_each_half_is_measured_by_streams_and_rungs(tmp_path: Path) -> None:
     picture = tmp_path / "stages.png"
     rows = run("stages", tmp_path, *SMALL["stages"], "--png", str(picture))["rows"]
@@ -234,6 +235,7 @@ def test_a_pipeline_that_runs_already_is_measured_where_it_is(tmp_path: Path) ->
     assert "cpus_used_by_others" not in report["machine"]
 
 
+@pytest.mark.slow
 def test_nobody_at_the_address_is_said_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "perf.overhead", "--to", "tcp://127.0.0.1:9"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -255,6 +257,7 @@ def test_a_script_that_is_told_to_end_takes_its_pipeline_with_it(how: signal.Sig
     assert (code, left) == (130, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_script_that_computes_ends_when_it_is_told_to(how: signal.Signals) -> None:
     with started("stages", "--engine", "tests.engines.babble:ENGINE", "--seconds", "60") as script:
@@ -282,6 +285,7 @@ def all_of(script: psutil.Popen, count: int) -> list[psutil.Process]:
     return found if len(found) >= count else []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--seconds=0", "--idle-s=-1"])
 def test_an_impossible_number_is_refused_with_its_option(option: str) -> None:
     command = [sys.executable, "-m", "perf.overhead", option]

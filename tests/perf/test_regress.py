@@ -66,6 +66,7 @@ def called(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_noise_alone_is_not_called_worse() -> None:
     wrong = []
     for seed in range(100):
@@ -75,6 +76,7 @@ def test_noise_alone_is_not_called_worse() -> None:
     assert len(wrong) <= 5, wrong
 
 
+@pytest.mark.slow
 def test_a_slowdown_of_a_fifth_is_found() -> None:
     found = []
     for seed in range(100):
@@ -132,6 +134,7 @@ def test_rows_with_the_same_texts_are_told_apart_by_their_order() -> None:
     assert len(found) == len(TRUE) + 4 * len(TEXTS) * 4
 
 
+@pytest.mark.slow
 def test_the_exit_code_says_whether_anything_is_worse(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     before, same = files(tmp_path, "a", side(rng, 4)), files(tmp_path, "b", side(rng, 4))

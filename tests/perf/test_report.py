@@ -117,6 +117,7 @@ def test_a_script_that_draws_nothing_has_its_tables_alone() -> None:
     assert "no perf.gone here" in script.picture(kept("gone")).note
 
 
+@pytest.mark.slow
 def test_only_scripts_that_are_here_are_ever_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
     monkeypatch.setattr(script.importlib, "import_module", loaded.append)
@@ -132,6 +133,7 @@ def test_a_report_that_cannot_be_drawn_says_so_and_the_rest_is_there(capsys: pyt
     assert "KeyError" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_for_light_and_dark_pages() -> None:
     pytest.importorskip("matplotlib")
     from tests.perf.test_timeline import CHUNKS, overlap, rows_of
@@ -172,6 +174,7 @@ def test_two_of_one_script_are_told_apart_by_their_files(tmp_path: Path) -> None
     assert [part.title for part in script.parts(files)] == ["overhead (quiet)", "overhead (busy)"]
 
 
+@pytest.mark.slow
 def test_what_is_kept_makes_a_page(tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     assert script.main(["--out", str(out)]) == 0

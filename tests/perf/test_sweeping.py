@@ -56,6 +56,7 @@ def given(**changed: object) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(asked), "texts": ["standard"], "repeats": 2, "fade_ms": 5.0, **changed})
 
 
+@pytest.mark.slow
 async def test_a_sweep_tries_every_start_and_names_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     async def tried(engine: Engine, settings: Mapping[str, Cell], spoken: Sequence[str]) -> list[Trial]:
         prebuffer_ms = float(settings[START] or 0)

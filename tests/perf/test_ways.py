@@ -91,6 +91,7 @@ def test_nothing_to_say_is_said(espeak: Ways, tmp_path: Path) -> None:
     assert "nothing to hear" in made.error
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_speaks_again_and_again() -> None:
     with one_process("sequential", Engine("espeak")) as speaker:
         first, second = (tried(speaker, Ask(text=texts.SHORT), 2880) for _ in range(2))

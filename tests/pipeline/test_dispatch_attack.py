@@ -472,6 +472,7 @@ def test_a_death_whose_report_was_lost_shows_in_the_table_of_processes(role: str
     assert plain(world.heard()) == plain(LONG)
 
 
+@pytest.mark.slow
 def test_a_stint_in_which_nothing_was_written_is_not_numbered_again() -> None:
     """Its discard is in the ring, and would drop whoever gets its number."""
     for steps in range(1, 60):

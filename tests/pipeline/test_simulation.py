@@ -21,6 +21,7 @@ def keep_every_promise(seeds: range) -> None:
             pytest.fail(f"seed {seed}: {verdict}\nreplay it with: make simulate SEED={seed}\n\n{explain(plan)}")
 
 
+@pytest.mark.slow
 def test_a_few_random_schedules_break_no_promise() -> None:
     keep_every_promise(range(QUICK))
 

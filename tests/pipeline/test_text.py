@@ -367,6 +367,7 @@ def long_text(chars: int) -> str:
     return (page * (chars // len(page) + 1))[:chars]
 
 
+@pytest.mark.slow
 def test_state_and_memory_stay_small_however_long_the_text() -> None:
     segmenter = TextSegmenter("en", 300)
     text = long_text(100_000)

@@ -16,6 +16,7 @@ from workers.player import prebuffer_samples
 from workers.sound_file import to_int16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pace", ["realtime", "free"])
 def test_a_file_holds_what_was_said_sample_for_sample(tmp_path: Path, pace: str) -> None:
     player = Player(output=f"wav:{tmp_path}/out.wav", pace=pace)  # type: ignore[arg-type]
@@ -51,6 +52,7 @@ def test_a_killed_players_file_is_gone_on_with_and_repeats_at_most_a_block(tmp_p
     assert np.array_equal(np.delete(heard, np.s_[begin : begin + repeated]), made)
 
 
+@pytest.mark.slow
 def test_it_reports_answers_and_says_goodbye() -> None:
     with PlayerProcess(Player(output="none", pace="free")) as process:
         process.start()

@@ -382,6 +382,7 @@ def test_a_cancelled_stream_frees_its_slot_at_once(bench: Bench) -> None:
     ladder=st.booleans(),
     read_samples=st.integers(100, 5000),
 )
+@pytest.mark.slow
 def test_successors_go_on_from_the_last_checkpoint_and_repeat_no_sample(
     capacity: int, deaths: list[int], lost: list[int], pause_samples: int, ladder: bool, read_samples: int
 ) -> None:

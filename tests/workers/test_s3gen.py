@@ -169,6 +169,7 @@ def send_tokens(stage: Rig, peer: Peer, stream: int) -> None:
         )
 
 
+@pytest.mark.slow
 def test_the_s3gen_process_renders_into_the_ring_and_leaves_when_told(s3gen: Rig) -> None:
     peer = s3gen.start()
     s3gen.sockets.send_worker(peer, open_stream(s3gen, 1))

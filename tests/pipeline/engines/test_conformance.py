@@ -38,6 +38,9 @@ SUBJECTS = [
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
+@pytest.mark.parametrize(
+    "subject",
+    [pytest.param(SUBJECTS[0], id="espeak", marks=pytest.mark.slow), pytest.param(SUBJECTS[1], id="babble")],
+)
 def test_engine_conforms(subject: Subject, check: Callable[[Subject], None]) -> None:
     check(subject)

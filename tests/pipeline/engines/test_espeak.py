@@ -303,6 +303,7 @@ def test_the_estimate_per_character_is_of_the_right_size(halves: Halves) -> None
     assert halves.tokens.facts.seconds_per_char == pytest.approx(float(np.median(shares)), rel=0.25)
 
 
+@pytest.mark.slow
 def test_a_new_process_makes_the_same_tokens_and_samples(halves: Halves) -> None:
     code = (
         "import hashlib\n"
@@ -328,6 +329,7 @@ def test_another_seed_sounds_different_where_a_voice_is_noisy(halves: Halves) ->
     assert not np.array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_tokens_do_not_depend_on_what_was_translated_before(halves: Halves) -> None:
     segment = Segment(NUMBERS, "sentence", "en-us+f3", "", 1.0, 1, {})
 

@@ -82,6 +82,7 @@ def test_long_runs_without_white_space_are_spoken_and_aligned(language: str) -> 
     assert not silent
 
 
+@pytest.mark.slow
 def test_the_texts_that_were_found_to_crash_are_spoken() -> None:
     texts = [
         ("", "A." * 200),

@@ -180,6 +180,7 @@ def heap_bytes() -> int:
     return int(found.uordblks + found.hblkhd)
 
 
+@pytest.mark.slow
 def test_a_voice_that_is_set_and_never_spoken_with_costs_no_memory(library: Library) -> None:
     def unspoken() -> None:
         library.use("en-us", USUAL)
@@ -242,6 +243,7 @@ def test_closing_leaves_no_folder_behind() -> None:
     assert not root.exists()
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_leaves_no_folder_behind() -> None:
     done = in_a_new_process(
         "from tests.pipeline.engines.espeak_speech import untouched_library\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
 import zmq.asyncio
 
 from ipc.client import AsyncClient
@@ -17,6 +18,7 @@ TIMEOUT_S = 0.4
 AT_ONCE = 20 * BEGINNING
 
 
+@pytest.mark.slow
 async def test_no_request_waits_for_all_the_others_to_give_up() -> None:
     """Each waits for its turn as long as for an answer: twice the timeout, not twenty times."""
     with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as silent:
