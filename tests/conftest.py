@@ -9,7 +9,9 @@ A test for one engine alone says ``@pytest.mark.parametrize("engine", ["babble"]
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,11 +24,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a script sta
     signal.signal(signal.SIGINT, signal.default_int_handler)  # else no Ctrl-C reaches what a test starts
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that starts whole pipelines takes seconds: it is slow unless it says that it is brief."""
+    """A test that starts whole pipelines takes seconds: it is slow unless it says that it is brief.
+
+    Files with the largest share of slow tests come first: one that takes minutes and comes last is waited for alone.
+    """
+    slow, tests = Counter[Path](), Counter[Path]()
     for item in items:
         if "pipeline" in getattr(item, "fixturenames", ()) and item.get_closest_marker("brief") is None:
             item.add_marker(pytest.mark.slow)
+        tests[item.path] += 1
+        slow[item.path] += item.get_closest_marker("slow") is not None
+    items.sort(key=lambda item: -slow[item.path] / tests[item.path])
 
 
 @pytest.fixture(params=["espeak", "babble"])
