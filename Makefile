@@ -39,7 +39,7 @@ check: .venv/.dev ## style, types and the import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-quick: .venv/.dev ## the tests that take no more than a few seconds each (TESTS=tests/ipc)
+quick: .venv/.dev ## the tests that take about a second at most (TESTS=tests/ipc)
 	$(BIN)/pytest -m "not slow and not sound and not chatterbox" $(BY_FILE) $(TESTS)
 
 test: .venv/.dev .venv-chatterbox/.dev $(NODE_STAMP) ## all tests (TESTS=tests/ipc)

@@ -229,7 +229,8 @@ def blank() -> Any:
 
 def run(main: Coroutine[Any, Any, None]) -> int:
     """A script's last line: run, and say what went wrong in one line. Ctrl-C and SIGTERM end it at once, also while it
-    computes (asyncio's own way would wait for its next ``await``), and no pipeline of its own is left running."""
+    computes (asyncio's own way would wait for its next ``await``), and no pipeline of its own is left running. One that
+    comes while C code calls Python, as espeak-ng does, is lost: it takes a second."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:

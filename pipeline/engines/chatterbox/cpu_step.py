@@ -3,7 +3,7 @@
 The same weights and cache as `backbone`, which does everything else. A small model loses more time between torch's
 operations than in them, and for one or two rows torch's matrix products read weights at a third of what memory gives.
 Here each row of a matrix is read once and meets every row of the batch, and a layer is one call. What a row gets
-depends on nothing but that row: it is the same, bit for bit, in any batch.
+depends on nothing but that row: it is the same, bit for bit, in any batch of up to `MOST_ROWS`.
 
 numba compiles it on the machine that runs it, the first time, and keeps the result on disk.
 """
@@ -310,11 +310,10 @@ def _bias(linear: nn.Linear) -> Array:
 def _llama(block: Block) -> tuple[Any, ...]:
     """From ``norm`` on what `_llama_layer` takes."""
     attention, feed_forward = block.attention, block.feed_forward
-    linears = (attention.qkv, attention.out, feed_forward.gate_up, feed_forward.down)
-    qkv, out, gate_up, down = (_array(one.weight) for one in linears)
-    nothing = np.zeros(max(len(one) for one in (qkv, out, down)), np.float32)
-    norms = _array(block.norm.weight), _array(block.second_norm.weight)
-    return norms[0], qkv, out, norms[1], gate_up, down, nothing, block.norm.eps
+    parts = (block.norm, attention.qkv, attention.out, block.second_norm, feed_forward.gate_up, feed_forward.down)
+    weights = [_array(part.weight) for part in parts]
+    nothing = np.zeros(max(map(len, weights)), np.float32)
+    return (*weights, nothing, block.norm.eps)
 
 
 def _gpt2(block: Block) -> tuple[Any, ...]:

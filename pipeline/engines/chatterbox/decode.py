@@ -7,7 +7,8 @@ waits for that copy. While one round is waited for the next can be queued alread
 Python. Nobody looks whether speech has ended before the round is there: what a stream makes after its end is dropped.
 
 A step is two pieces of work of fixed shape, `_forward` (rows × cache length) and `_sample` (entries): with graphs both
-are captured for every size that can occur, at warm-up. Without, the same functions are called on the exact sizes.
+are captured for every size that can occur, at warm-up. Without, the same functions are called on the exact sizes; on a
+CPU the first is a compiled one (`cpu_step`).
 """
 
 from __future__ import annotations

@@ -35,12 +35,14 @@ SUBJECTS = [
         ),
     ),
 ]
+SLOW = {"espeak"}
+"""Those that take seconds."""
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize(
     "subject",
-    [pytest.param(SUBJECTS[0], id="espeak", marks=pytest.mark.slow), pytest.param(SUBJECTS[1], id="babble")],
+    [pytest.param(one, id=one.name, marks=[pytest.mark.slow] if one.name in SLOW else []) for one in SUBJECTS],
 )
 def test_engine_conforms(subject: Subject, check: Callable[[Subject], None]) -> None:
     check(subject)
