@@ -109,6 +109,8 @@ class Hearing:
             # At a free pace there is no clock: not before it was in the ring is all that can be said.
             started_ms = min(started_ms, max(by_clock_ms, utterance.first_audio_ms or 0.0))
             utterance.underruns_before = view.underruns
+        # A worker may be held up between the ring and the word of it; what is heard was made.
+        self.state.first_made(utterance, started_ms)
         utterance.started_ms = started_ms
         self.state.write(BegunRecord(utterance.uid, utterance.first_audio_ms, started_ms))
         if utterance.prompt:

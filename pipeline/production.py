@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipc.messages import SAMPLE_RATE, Aligned, Rendered, StreamClosed, StreamFailed, TokenChunk
 from pipeline.crew import Peer, Task
 from pipeline.events import ToWorker
-from pipeline.journal import BegunRecord, TokensRecord
+from pipeline.journal import TokensRecord
 from pipeline.schedule import Scheduler, tokens_message
 from pipeline.state import State
 from pipeline.utterance import Segment, Utterance
@@ -112,11 +112,8 @@ class Production:
             state.crew.cleared(peer, message.stream)
         output.stints[-1].end = max(output.stints[-1].end, segment.ring_start + segment.samples)
         segment.add_points(message.token_samples)
-        if utterance.first_audio_ms is None and segment.samples > 0:
-            utterance.first_audio_ms = (state.now_s - utterance.record.received_s) * 1000
-            if utterance.prompt:
-                state.counters.latencies["first_pcm"].add(utterance.first_audio_ms)
-            state.write(BegunRecord(utterance.uid, utterance.first_audio_ms, None))
+        if segment.samples > 0:
+            state.first_made(utterance, (state.now_s - utterance.record.received_s) * 1000)
         if message.checkpoint is not None:
             state.speed.add(message.render_s, (message.samples - segment.done_samples) / SAMPLE_RATE)
             segment.done_tokens, segment.done_samples = message.done_tokens, message.samples

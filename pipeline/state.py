@@ -21,7 +21,7 @@ from pipeline.credit import RenderSpeed
 from pipeline.crew import Crew, Member
 from pipeline.engines.base import resolve_voice
 from pipeline.events import Command, DiscardBelow, DiscardOne, ToClient, Unlisten, Write
-from pipeline.journal import DoneRecord, Drop, Op, Put, Record
+from pipeline.journal import BegunRecord, DoneRecord, Drop, Op, Put, Record
 from pipeline.output import OutputState, Stint
 from pipeline.text import TextSegmenter
 from pipeline.timeline import Timeline
@@ -123,6 +123,15 @@ class State:
         self.timeline.add(Work(worker, utterance.id, from_s, to_s, round(speech_s, 4)))
 
     # ---------------------------------------------------------------- outputs and lanes
+
+    def first_made(self, utterance: Utterance, first_audio_ms: float) -> None:
+        """The utterance's first sample is in the ring, so long after the request came."""
+        if utterance.first_audio_ms is not None:
+            return
+        utterance.first_audio_ms = first_audio_ms
+        if utterance.prompt:
+            self.counters.latencies["first_pcm"].add(first_audio_ms)
+        self.write(BegunRecord(utterance.uid, first_audio_ms, None))
 
     def owner_of(self, utterance: Utterance) -> Owner:
         """Which output an utterance goes to."""

@@ -57,6 +57,6 @@ async def test_the_pipeline_makes_what_one_process_makes() -> None:
     assert ours.joins == pytest.approx(alone.joins, abs=4)
     silent = len(ours.heard) - len(ours.sound) - sum(ours.gaps_ms) * 24
     assert silent == pytest.approx(24 * ours.perceived_ms, abs=1)
-    assert 0 < ours.first_made_ms < ours.perceived_ms < ours.total_ms
+    assert 0 < ours.first_made_ms <= ours.perceived_ms < ours.total_ms
     assert ours.cpu_ms > 0
     assert ours.memory_bytes > alone.memory_bytes

@@ -348,6 +348,17 @@ def forget_an_ending_that_was_not_sent(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutation
+def call_a_sound_made_only_when_its_worker_says_so(patch: pytest.MonkeyPatch) -> None:
+    first_made = state.State.first_made
+
+    def late(self: state.State, utterance: Utterance, first_audio_ms: float) -> None:
+        if utterance.segments[0].samples:
+            first_made(self, utterance, first_audio_ms)
+
+    patch.setattr(state.State, "first_made", late)
+
+
+@mutation
 def lose_a_flush(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cutting, "flush", ignore)
 

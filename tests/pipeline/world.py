@@ -299,6 +299,8 @@ class World:
         self.streamed: dict[str, list[Label | None]] = {}
         self.play_blocks = 1
         self.stuck_clients: set[bytes] = set()
+        self.silent: set[str] = set()
+        """Workers of these roles work, but what they say stays on its way."""
         self.poison = {"t3": "\x00", "s3gen": "\x00"} | (poison or {})
         """A text that kills the worker of this role which handles it."""
         self._carry = 0.0
@@ -423,6 +425,8 @@ class World:
                 if worker.killed_by:
                     self.kill(worker.peer.role)
                     continue
+            if worker.peer.role in self.silent:
+                continue
             for message in worker.outbox:
                 self._do(self.machine.handle(Observed(self._views()), self.now_s))
                 self._do(self.machine.handle(Said(worker.peer, message), self.now_s))

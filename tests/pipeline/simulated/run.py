@@ -429,6 +429,8 @@ class Run(MachineRoom):
             case Finished() | Cancelled() | Failed(final=True):
                 speech.arrived.add(name)
                 self._confirm(speech, program, 1)
+                if isinstance(event, Finished):
+                    self._made_before_heard(speech, event)
                 if isinstance(event, Finished) and speech.request.output == "stream" and name == speech.program:
                     self._whole_stream(speech, name, event)
             case _:
@@ -484,6 +486,15 @@ class Run(MachineRoom):
                 if count != TOKEN_SAMPLES and not speech.failed:
                     self.fail(f"{speech.id}: {count} samples of {chr(code // 8)!r}")
         self._nothing_owed(speech, event, "sent")
+
+    def _made_before_heard(self, speech: Speech, event: Finished) -> None:
+        if event.started_ms is None:
+            return
+        if event.first_audio_ms is None or event.first_audio_ms > event.started_ms:
+            self.fail(
+                f"{speech.id} was heard after {event.started_ms} ms, but its first sample made after "
+                f"{event.first_audio_ms}"
+            )
 
     def _nothing_owed(self, speech: Speech, event: Finished, how: str) -> None:
         """All of the text was heard. (A writer who was silent for too long has more than was taken.)"""
