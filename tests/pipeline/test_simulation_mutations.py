@@ -22,6 +22,9 @@ from workers.rendering import AudioStreams
 SCHEDULES = 400
 """Within so many one has to fail."""
 
+TELLING = (45, 63, 73, 88, 132, 152, 236)
+"""Seeds whose schedules have shown what many others did not: they come first, which saves most of the search."""
+
 Mutate = Callable[[pytest.MonkeyPatch], None]
 MUTATIONS: dict[str, Mutate] = {}
 
@@ -380,7 +383,7 @@ def never_end_a_text_whose_writer_has_gone(patch: pytest.MonkeyPatch) -> None:
 
 def noticed() -> str:
     """The first violation in `SCHEDULES` schedules."""
-    for seed in range(SCHEDULES):
+    for seed in sorted(range(SCHEDULES), key=lambda seed: seed not in TELLING):
         verdict = simulation.verdict(simulation.schedule(seed))
         if verdict:
             return f"seed {seed}: {verdict}"

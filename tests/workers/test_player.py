@@ -91,7 +91,10 @@ def test_a_device_that_does_not_exist_is_told_with_those_that_do() -> None:
         started = process.spawn()
         assert started.wait(20) == 2
         assert started.stderr is not None
-        assert "player.output: no output device" in started.stderr.read()
+        told = started.stderr.read()
+        if "no PortAudio" in told:
+            pytest.skip("PortAudio is not installed here (apt install libportaudio2)")
+        assert "player.output: no output device" in told
 
 
 def test_the_prebuffer_is_never_more_than_could_be_there() -> None:
