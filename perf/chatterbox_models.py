@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from pipeline.engines.base import Segment, Settings
 from pipeline.engines.chatterbox import settings, tiny, tiny_files, variants
 from pipeline.engines.chatterbox.audio import ChatterboxAudio
-from pipeline.engines.chatterbox.build import Tuning
+from pipeline.engines.chatterbox.build import Convert, Tuning
 from pipeline.engines.chatterbox.conditionals import Conditionals, S3GenConditionals, T3Conditionals
 from pipeline.engines.chatterbox.guards import NO_LIMITS
 from pipeline.engines.chatterbox.modules import S3GenSizes, T3Sizes, build_s3gen, build_t3
@@ -181,6 +181,7 @@ def tokens_half(
     dtype: torch.dtype,
     max_batch: int = 1,
     tuning: Tuning | None = None,
+    convert: Convert | None = None,
 ) -> ChatterboxTokens:
     """Ours, without the guards that random weights set off."""
     profile = Profile(voices=lambda: (), default_voice=VOICE, settings=settings.settings_of(variant))
@@ -196,6 +197,7 @@ def tokens_half(
         max_batch=max_batch,
         report=silent_report,
         tuning=replace(tuning or Tuning(), limits=NO_LIMITS),
+        convert=convert,
     )
 
 

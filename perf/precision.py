@@ -5,7 +5,8 @@
 T3 is compared on a fixed history (teacher-forced): how often it finds the same token likeliest (``top1_%``), the share
 of that token's probability that its own choice has (``kept_%``), and the divergence (``kl``). S3Gen is compared by the
 mel frames that it makes of the same tokens and noise (``mel_distance``, also in percent of their variation).
-``work_s``: the quickest of some runs over the same work; ``weights_mb``: of what is in that kind; ``worse_%``: what
+``work_s``: the quickest of some runs over the same work (as many steps of decoding; the frames of as many tokens);
+``weights_mb``: of what is in that kind; ``worse_%``: what
 counts against the engine's limit; ``note``: why it is not used. Without --weights it measures a small model with random
 weights.
 """
@@ -40,11 +41,11 @@ def measure(variant: Variant, folder: Path, device: str, tokens: int) -> list[Ro
     from pipeline.engines.chatterbox import loading
 
     t3, s3gen = loading.load_t3(variant, folder), loading.load_s3gen(variant, folder)
-    rows = [_t3_row(t3, kind, device, tokens) for kind in KINDS]
+    rows = [_t3_row(variant, t3, kind, device, tokens) for kind in KINDS]
     return rows + [_s3gen_row(s3gen, kind, device, tokens) for kind in KINDS if kind != "int8"]
 
 
-def _t3_row(t3: Any, kind: str, device: str, tokens: int) -> Row:
+def _t3_row(variant: Variant, t3: Any, kind: str, device: str, tokens: int) -> Row:
     from pipeline.engines.chatterbox import precision
 
     named: Row = {"half": "t3", "kind": kind, **EMPTY}
@@ -54,7 +55,7 @@ def _t3_row(t3: Any, kind: str, device: str, tokens: int) -> Row:
     share = {"float32": 4.0, "int8": 1.0}.get(kind, 2.0)
     return {
         **named,
-        "work_s": _quickest(lambda: precision.t3_logits(t3, kind, device, tokens)),
+        "work_s": _steps_s(variant, t3, kind, device, tokens),
         "weights_mb": round(sum(one.numel() for one in t3.tfmr.parameters()) * share / 1e6, 1),
         "top1_%": round(100 * found.agreement, 1),
         "kept_%": round(100 * found.kept, 2),
@@ -87,6 +88,24 @@ def _verdict(worse: float) -> str:
     from pipeline.engines.chatterbox.precision import MOST_DEGRADATION
 
     return f"not used: more than {MOST_DEGRADATION:.0%} worse" if worse > MOST_DEGRADATION else ""
+
+
+def _steps_s(variant: Variant, t3: Any, kind: str, device: str, tokens: int) -> float:
+    """Of one stream, without its prefill."""
+    from perf import chatterbox_models as models
+    from perf.chatterbox_ours import rate
+    from pipeline.engines.chatterbox import precision
+
+    half = models.tokens_half(
+        variant,
+        t3,
+        models.random_voice(variant),
+        device=device,
+        dtype=precision.dtype_of(kind),
+        convert=precision.convert_of(kind),
+    )
+    segment = models.segment("The quick brown fox jumps over the lazy dog.", seed=1)
+    return round(tokens / max(rate(half, [segment], tokens)[0] for _ in range(REPEATS)), 4)
 
 
 def _quickest(work: Callable[[], object]) -> float:

@@ -1,11 +1,12 @@
 """Chatterbox against the stock package and against chatterbox-streaming, on the same random weights, in one run.
 
-For each model: T3 in steps a second (one stream, CFG included where the model has it; of ours also eight at once), and
-from a request to its first sound and to its last: the stock package (all tokens, then all sound), the method of
-chatterbox-streaming (context 50, chunk 25, everything rendered anew, 20 ms of fade; see perf/chatterbox_stock.py), and
-ours with the ladder that a pipeline begins with. In one process, without watermark, and with weights that say no end of
-speech, so that all make the same number of tokens. Each is run in turn ``--repeats`` times; medians count. On a machine
-that others use as well ``--cpu-clock`` counts the processor's time instead of the clock's, with one thread.
+For each model: T3 in steps a second (one stream, CFG included where the model has it; of ours also eight at once, and
+on a CPU one in int8), and from a request to its first sound and to its last: the stock package (all tokens, then all
+sound), the method of chatterbox-streaming (context 50, chunk 25, everything rendered anew, 20 ms of fade; see
+perf/chatterbox_stock.py), and ours with the ladder that a pipeline begins with. In one process, without watermark, and
+with weights that say no end of speech, so that all make the same number of tokens. Each is run in turn ``--repeats``
+times; medians count. On a machine that others use as well ``--cpu-clock`` counts the processor's time instead of the
+clock's, with one thread.
 
 Needs what the engines need: pip install '.[chatterbox]'.
 """
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from perf import common, texts
 from perf.common import Row
-from pipeline.engines.base import Segment
+from pipeline.engines.base import Segment, TokenModel
 
 if TYPE_CHECKING:
     from perf.chatterbox_stock import Packet
@@ -50,6 +51,7 @@ class Comparison:
         import torch
 
         from perf import chatterbox_models as models
+        from pipeline.engines.chatterbox import precision
 
         self.variant = models.MODELS[model]
         self._size, self._given, self._models = size, given, models
@@ -59,6 +61,10 @@ class Comparison:
         self._s3gen = models.random_s3gen(self.variant, size, given.device)
         options = {"device": given.device, "dtype": torch.float32}
         self._tokens = models.tokens_half(self.variant, t3, voice, max_batch=AT_ONCE, **options)
+        self._int8 = None
+        if given.device == "cpu":
+            convert = precision.convert_of("int8")
+            self._int8 = models.tokens_half(self.variant, t3, voice, convert=convert, **options)
         # Ours takes its module over and folds weights in it: the same seed gives it one of its own.
         ours = models.random_s3gen(self.variant, size, given.device)
         self._audio = models.audio_half(self.variant, ours, voice, **options)
@@ -76,13 +82,13 @@ class Comparison:
         def theirs() -> float:
             return stock.speak(self.variant, self._t3, self._voice, ids, steps).per_s
 
-        def one() -> float:
-            return ours.rate(self._tokens, self._segments(1), steps - 1)[0]
+        def mine(tokens: TokenModel, streams: int) -> Callable[[], float]:
+            return lambda: ours.rate(tokens, self._segments(streams), steps - 1)[0]
 
-        def eight() -> float:
-            return ours.rate(self._tokens, self._segments(AT_ONCE), steps - 1)[0]
-
-        found = in_turn({"stock": theirs, "ours": one, "ours_8": eight}, self._given.repeats)
+        measures = {"stock": theirs, "ours": mine(self._tokens, 1), "ours_8": mine(self._tokens, AT_ONCE)}
+        if self._int8 is not None:
+            measures["int8"] = mine(self._int8, 1)
+        found = in_turn(measures, self._given.repeats)
         return {
             "model": self.variant.name,
             "size": self._size,
@@ -90,6 +96,7 @@ class Comparison:
             "ours_per_s": round(found["ours"], 1),
             "times": round(found["ours"] / found["stock"], 2),
             "ours_8_streams_per_s": round(found["ours_8"], 1),
+            "ours_int8_per_s": round(found["int8"], 1) if "int8" in found else None,
         }
 
     def packets(self) -> list[Row]:

@@ -1,8 +1,8 @@
 """T3's transformer with a KV cache that never moves: the stock weights, blocks of our own.
 
 A Llama (RMS norm, rotary positions, gated SiLU) or a GPT-2 (layer norm, learned positions, tanh GELU), told apart by
-the stock module. Every matrix is an `nn.Linear`, so that they can be quantised; query, key and value are one of them,
-gate and up another.
+the stock module. Every matrix is an `nn.Linear`, or an `int8.Int8Linear` in its place; query, key and value are one of
+them, gate and up another.
 
 The cache has a fixed number of *rows* (sequences) and *positions*. A pass (`Pass`) says which rows it extends and at
 which positions; each of its inputs is written there and sees everything up to itself. One pass with one input a row is

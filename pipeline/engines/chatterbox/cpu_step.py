@@ -1,9 +1,9 @@
 """A step of T3 on a CPU, compiled: one new input a row through all layers to its logits.
 
-The same weights and cache as `backbone`, which does everything else. A small model loses more time between torch's
-operations than in them, and for one or two rows torch's matrix products read weights at a third of what memory gives.
-Here each row of a matrix is read once and meets every row of the batch, and a layer is one call. What a row gets
-depends on nothing but that row: it is the same, bit for bit, in any batch of up to `MOST_ROWS`.
+The same weights (float32, or `int8`) and cache as `backbone`, which does everything else. A small model loses more time
+between torch's operations than in them, and for one or two rows torch's matrix products read weights at a third of
+what memory gives. Here each row of a matrix is read once and meets every row of the batch, and a layer is one call.
+What a row gets depends on nothing but that row: it is the same, bit for bit, in any batch of up to `MOST_ROWS`.
 
 numba compiles it on the machine that runs it, the first time, and keeps the result on disk.
 """
@@ -11,7 +11,7 @@ numba compiles it on the machine that runs it, the first time, and keeps the res
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba
@@ -22,11 +22,15 @@ from numba import prange
 from torch import nn
 
 from pipeline.engines.chatterbox.backbone import Block, Cache, Heads, T3Net
+from pipeline.engines.chatterbox.int8 import Int8Linear
 
 MOST_ROWS = 16
 """Beyond, each weight that is read is used so often that torch's matrix products are quicker."""
 
 Array = npt.NDArray[np.float32]
+Weights = Array | npt.NDArray[np.int8]
+Linear = tuple[Weights, Array, Array]
+"""(outputs, inputs), and of each output its scale and bias."""
 
 # Sums may be reordered, or they could not be vectorised; what is not a number stays so: the sampler looks for it.
 _MATHS = {"reassoc", "contract", "nsz"}
@@ -44,10 +48,10 @@ def _jit(parallel: bool = False) -> Callable[[Callable[..., Any]], Callable[...,
 
 
 @_jit()
-def _dot(matrix: Array, row: int, vector: Array) -> np.float32:
+def _dot(matrix: Weights, row: int, vector: Array) -> np.float32:
     total = np.float32(0.0)
     for at in range(len(vector)):
-        total += matrix[row, at] * vector[at]
+        total += np.float32(matrix[row, at]) * vector[at]
     return total
 
 
@@ -70,38 +74,42 @@ def _add_up(matrix: Array, shares: Array, rows: int, out: Array) -> None:
 
 
 @_jit(parallel=True)
-def _linear(x: Array, weight: Array, bias: Array, out: Array) -> None:
-    """(rows, inputs) by (outputs, inputs) into (rows, outputs)."""
+def _linear(x: Array, linear: Linear, out: Array) -> None:
+    """(rows, inputs) into (rows, outputs)."""
+    weight, scale, bias = linear
     for column in prange(weight.shape[0]):
         for row in range(x.shape[0]):
-            out[row, column] = _dot(weight, column, x[row]) + bias[column]
+            out[row, column] = _dot(weight, column, x[row]) * scale[column] + bias[column]
 
 
 @_jit(parallel=True)
-def _add_linear(x: Array, weight: Array, bias: Array, out: Array) -> None:
+def _add_linear(x: Array, linear: Linear, out: Array) -> None:
     """The same, added to what is there."""
+    weight, scale, bias = linear
     for column in prange(weight.shape[0]):
         for row in range(x.shape[0]):
-            out[row, column] += _dot(weight, column, x[row]) + bias[column]
+            out[row, column] += _dot(weight, column, x[row]) * scale[column] + bias[column]
 
 
 @_jit(parallel=True)
-def _gated_silu(x: Array, gate_up: Array, out: Array) -> None:
+def _gated_silu(x: Array, gate_up: Linear, out: Array) -> None:
     """silu(gate) * up; ``gate_up``: the rows of one matrix above those of the other."""
-    size = gate_up.shape[0] // 2
+    weight, scale, bias = gate_up
+    size = weight.shape[0] // 2
     for column in prange(size):
         for row in range(x.shape[0]):
-            gate = _dot(gate_up, column, x[row])
-            up = _dot(gate_up, size + column, x[row])
+            gate = _dot(weight, column, x[row]) * scale[column] + bias[column]
+            up = _dot(weight, size + column, x[row]) * scale[size + column] + bias[size + column]
             out[row, column] = gate / (np.float32(1.0) + math.exp(-gate)) * up
 
 
 @_jit(parallel=True)
-def _gelu(x: Array, weight: Array, bias: Array, out: Array) -> None:
+def _gelu(x: Array, linear: Linear, out: Array) -> None:
     """GELU of a linear, by its approximation with tanh."""
+    weight, scale, bias = linear
     for column in prange(weight.shape[0]):
         for row in range(x.shape[0]):
-            y = _dot(weight, column, x[row]) + bias[column]
+            y = _dot(weight, column, x[row]) * scale[column] + bias[column]
             inner = np.float32(0.7978845608028654) * (y + np.float32(0.044715) * y * y * y)
             out[row, column] = np.float32(0.5) * y * (np.float32(1.0) + math.tanh(inner))
 
@@ -182,26 +190,25 @@ def _llama_layer(
     store: Array,
     turns: Array,
     norm: Array,
-    qkv: Array,
-    out: Array,
+    qkv: Linear,
+    out: Linear,
     second_norm: Array,
-    gate_up: Array,
-    down: Array,
-    nothing: Array,
+    gate_up: Linear,
+    down: Linear,
     eps: float,
 ) -> Array:
-    """``x``, (rows, width), in place; the attention of its heads. ``nothing``: zeros for the biases that are none."""
+    """``x``, (rows, width), in place; the attention of its heads."""
     rows, heads, size = x.shape[0], store.shape[2], store.shape[4]
-    made = np.empty((rows, qkv.shape[0]), np.float32)
-    _linear(_rms_norm(x, norm, eps), qkv, nothing, made)
+    made = np.empty((rows, qkv[0].shape[0]), np.float32)
+    _linear(_rms_norm(x, norm, eps), qkv, made)
     parts = made.reshape(rows, 3, heads, size)
     _turn(parts, positions, turns)
     heard = np.empty((rows, heads * size), np.float32)
     attention = _attend(parts, store, positions, heard)
-    _add_linear(heard, out, nothing, x)
-    inner = np.empty((rows, gate_up.shape[0] // 2), np.float32)
+    _add_linear(heard, out, x)
+    inner = np.empty((rows, gate_up[0].shape[0] // 2), np.float32)
     _gated_silu(_rms_norm(x, second_norm, eps), gate_up, inner)
-    _add_linear(inner, down, nothing, x)
+    _add_linear(inner, down, x)
     return attention
 
 
@@ -212,28 +219,24 @@ def _gpt2_layer(
     store: Array,
     norm: Array,
     norm_bias: Array,
-    qkv: Array,
-    qkv_bias: Array,
-    out: Array,
-    out_bias: Array,
+    qkv: Linear,
+    out: Linear,
     second_norm: Array,
     second_norm_bias: Array,
-    up: Array,
-    up_bias: Array,
-    down: Array,
-    down_bias: Array,
+    up: Linear,
+    down: Linear,
     eps: float,
 ) -> Array:
     """As `_llama_layer`."""
     rows, heads, size = x.shape[0], store.shape[2], store.shape[4]
-    made = np.empty((rows, qkv.shape[0]), np.float32)
-    _linear(_layer_norm(x, norm, norm_bias, eps), qkv, qkv_bias, made)
+    made = np.empty((rows, qkv[0].shape[0]), np.float32)
+    _linear(_layer_norm(x, norm, norm_bias, eps), qkv, made)
     heard = np.empty((rows, heads * size), np.float32)
     attention = _attend(made.reshape(rows, 3, heads, size), store, positions, heard)
-    _add_linear(heard, out, out_bias, x)
-    inner = np.empty((rows, up.shape[0]), np.float32)
-    _gelu(_layer_norm(x, second_norm, second_norm_bias, eps), up, up_bias, inner)
-    _add_linear(inner, down, down_bias, x)
+    _add_linear(heard, out, x)
+    inner = np.empty((rows, up[0].shape[0]), np.float32)
+    _gelu(_layer_norm(x, second_norm, second_norm_bias, eps), up, inner)
+    _add_linear(inner, down, x)
     return attention
 
 
@@ -251,7 +254,7 @@ class CpuStep:
     def __init__(self, net: T3Net, cache: Cache, watched: Heads) -> None:
         backbone = self._backbone = net.backbone
         self._watched = watched
-        self._head, self._head_bias = _array(net.head.weight), _bias(net.head)
+        self._head = _matrix(net.head)
         stores = [_array(layer) for layer in cache.layers]
         if backbone.rotary:
             turns = _array(backbone.turns[:, :, 0])
@@ -284,40 +287,44 @@ class CpuStep:
             normed = _rms_norm(vectors, _array(norm.weight), norm.eps)
         else:
             normed = _layer_norm(vectors, _array(norm.weight), _array(norm.bias), norm.eps)
-        _linear(normed, self._head, self._head_bias, _array(logits))
+        _linear(normed, self._head, _array(logits))
 
 
 def compiled(net: T3Net, cache: Cache, watched: Heads) -> CpuStep | None:
-    """None where torch has to take the steps: not on a CPU, not in float32, or quantised."""
-    plain = isinstance(net.backbone.blocks[0].attention.qkv, nn.Linear)
+    """None where torch has to take the steps: not on a CPU, or in half precision."""
     store = cache.layers[0]
-    if store.device.type != "cpu" or store.dtype != torch.float32 or not plain:
+    if store.device.type != "cpu" or store.dtype != torch.float32:
         return None
     return CpuStep(net, cache, watched)
 
 
-def _array(tensor: torch.Tensor) -> Array:
+def _array(tensor: torch.Tensor) -> Any:
     """The same memory, as compiled code wants it: what lies otherwise would be compiled for anew, and be slow."""
     if not tensor.is_contiguous():
         raise ValueError(f"not contiguous: {tuple(tensor.shape)}, {tensor.stride()}")
     return tensor.numpy()
 
 
-def _bias(linear: nn.Linear) -> Array:
-    return np.zeros(linear.out_features, np.float32) if linear.bias is None else _array(linear.bias)
+def _matrix(linear: nn.Linear | Int8Linear) -> Linear:
+    bias = np.zeros(linear.out_features, np.float32) if linear.bias is None else _array(linear.bias)
+    if isinstance(linear, Int8Linear):
+        return _array(linear.codes), _array(linear.scales), bias
+    return _array(linear.weight), np.ones(linear.out_features, np.float32), bias
 
 
 def _llama(block: Block) -> tuple[Any, ...]:
     """From ``norm`` on what `_llama_layer` takes."""
-    attention, feed_forward = block.attention, block.feed_forward
-    parts = (block.norm, attention.qkv, attention.out, block.second_norm, feed_forward.gate_up, feed_forward.down)
-    weights = [_array(part.weight) for part in parts]
-    nothing = np.zeros(max(map(len, weights)), np.float32)
-    return (*weights, nothing, block.norm.eps)
+    norms = [(_array(norm.weight),) for norm in (block.norm, block.second_norm)]
+    return _parts(block, norms, block.feed_forward.gate_up)
 
 
 def _gpt2(block: Block) -> tuple[Any, ...]:
     """From ``norm`` on what `_gpt2_layer` takes."""
-    attention, feed_forward = block.attention, block.feed_forward
-    parts = (block.norm, attention.qkv, attention.out, block.second_norm, feed_forward.up, feed_forward.down)
-    return (*(_array(tensor) for part in parts for tensor in (part.weight, part.bias)), block.norm.eps)
+    norms = [(_array(norm.weight), _array(norm.bias)) for norm in (block.norm, block.second_norm)]
+    return _parts(block, norms, block.feed_forward.up)
+
+
+def _parts(block: Block, norms: Sequence[tuple[Array, ...]], up: nn.Linear | Int8Linear) -> tuple[Any, ...]:
+    attention, down = block.attention, block.feed_forward.down
+    first, second = norms
+    return (*first, _matrix(attention.qkv), _matrix(attention.out), *second, _matrix(up), _matrix(down), block.norm.eps)

@@ -1,14 +1,13 @@
 """In which numbers each half computes, and what that costs in quality against float32.
 
 ``auto`` takes float32 on a CPU and Apple's GPUs; on CUDA bfloat16 for T3 (its range is float32's) and float16 for
-S3Gen's estimator (its mantissa is finer, and the encoder, F0 and HiFT stay float32 in any case). ``int8`` quantises
-T3's matrices as they are used, on a CPU. What a device cannot do, and what changes the result by more than
+S3Gen's estimator (its mantissa is finer, and the encoder, F0 and HiFT stay float32 in any case). ``int8`` is for
+T3's matrices on a CPU. What a device cannot do, and what changes the result by more than
 `MOST_DEGRADATION`, is not used: the next better kind is, and a line in the log says so.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import nn
 from pipeline.engines.base import Report
 from pipeline.engines.chatterbox.backbone import Cache, Pass, T3Net
 from pipeline.engines.chatterbox.flow import Flow, FlowJob
+from pipeline.engines.chatterbox.int8 import quantised
 from pipeline.engines.chatterbox.variants import FRAMES_PER_TOKEN, LOOKAHEAD_TOKENS, SPEECH_TOKENS
 
 MOST_DEGRADATION = 0.05
@@ -116,15 +116,6 @@ def dtype_of(name: str) -> torch.dtype:
 def convert_of(name: str) -> Convert | None:
     """What makes an int8 backbone of a float32 one."""
     return quantised if name == "int8" else None
-
-
-def quantised(module: nn.Module) -> nn.Module:
-    """The module with its matrices as int8, quantised dynamically: what goes in is quantised as it comes."""
-    from torch.ao.quantization import quantize_dynamic
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that this interface will move one day
-        return quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8)
 
 
 def unsupported(name: str, device: str) -> str:

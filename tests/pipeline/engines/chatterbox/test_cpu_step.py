@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 pytest.importorskip("chatterbox")
@@ -13,6 +11,7 @@ import torch
 
 from pipeline.engines.chatterbox import cpu_step
 from pipeline.engines.chatterbox.backbone import Cache, Heads, Pass, T3Net
+from pipeline.engines.chatterbox.int8 import quantised
 from pipeline.engines.chatterbox.variants import CHATTERBOX, TURBO, Variant
 from tests.pipeline.engines.chatterbox.t3_tools import half, limited, segment, speak, stock
 
@@ -22,8 +21,11 @@ CPU = torch.device("cpu")
 POSITIONS = 40
 
 
-def net_of(variant: Variant) -> T3Net:
-    return T3Net(stock(variant), POSITIONS, CPU, torch.float32).eval()
+def net_of(variant: Variant, int8: bool = False) -> T3Net:
+    net = T3Net(stock(variant), POSITIONS, CPU, torch.float32).eval()
+    if int8:
+        quantised(net.backbone)
+    return net
 
 
 def filled(net: T3Net, rows: int) -> Cache:
@@ -47,10 +49,11 @@ def taken(
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 16])
+@pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
 @pytest.mark.parametrize("variant", [CHATTERBOX, TURBO], ids=["llama", "gpt2"])
 @torch.inference_mode()
-def test_compiled_step_equals_the_plain_one(variant: Variant, rows: int) -> None:
-    net = net_of(variant)
+def test_compiled_step_equals_the_plain_one(variant: Variant, int8: bool, rows: int) -> None:
+    net = net_of(variant, int8)
     mine, theirs = filled(net, rows), filled(net, rows)
     x = torch.randn(rows, net.backbone.shape.width, generator=torch.Generator().manual_seed(2))
     positions = torch.arange(rows) * 7 % 33  # 0 among them: nothing is there yet but the input itself
@@ -65,10 +68,11 @@ def test_compiled_step_equals_the_plain_one(variant: Variant, rows: int) -> None
         assert torch.allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
 @pytest.mark.parametrize("variant", [CHATTERBOX, TURBO], ids=["llama", "gpt2"])
 @torch.inference_mode()
-def test_a_row_is_the_same_in_any_batch(variant: Variant) -> None:
-    net = net_of(variant)
+def test_a_row_is_the_same_in_any_batch(variant: Variant, int8: bool) -> None:
+    net = net_of(variant, int8)
     x = torch.randn(7, net.backbone.shape.width)
     positions = torch.tensor([3, 30, 17, 0, 8, 39, 21])
     together, attention = taken(net, filled(net, 7), x, positions, ((1, 0),))
@@ -92,13 +96,10 @@ def test_what_is_not_a_number_stays_so() -> None:
 
 
 def test_torch_takes_the_steps_where_nothing_is_compiled_for() -> None:
-    def quantise(backbone: torch.nn.Module) -> torch.nn.Module:
-        return torch.ao.quantization.quantize_dynamic(backbone, {torch.nn.Linear}, torch.qint8)
-
-    kinds: list[dict[str, Any]] = [{"dtype": torch.bfloat16}, {"dtype": torch.float16}, {"convert": quantise}]
-    for kind in kinds:
-        assert half(CHATTERBOX, limited(20), **kind)._decoder.cpu_step is None
-    assert half(CHATTERBOX, limited(20))._decoder.cpu_step is not None
+    for dtype in (torch.bfloat16, torch.float16):
+        assert half(CHATTERBOX, limited(20), dtype=dtype)._decoder.cpu_step is None
+    for convert in (None, quantised):
+        assert half(CHATTERBOX, limited(20), convert=convert)._decoder.cpu_step is not None
 
 
 def test_many_streams_at_once_say_what_each_says_alone() -> None:
