@@ -248,7 +248,8 @@ class Progress(_Event, frozen=True, tag="progress"):
 class Finished(_Event, frozen=True, tag="finished"):
     """Everything has been heard (speaker) or handed over (stream).
 
-    ``first_audio_ms``: request received to first sample in the ring.
+    ``first_audio_ms``: request received to first sample in the ring (at the latest, to ``started_ms``: a worker may say
+    so after it was heard).
     """
 
     id: str

@@ -103,13 +103,15 @@ class Hearing:
             return
         view = output.view
         started_ms = (self.state.now_s - utterance.record.received_s) * 1000
+        # A worker may be held up between the ring and the word of it.
+        made_ms = utterance.first_tokens_ms if utterance.first_audio_ms is None else utterance.first_audio_ms
         if output.owner is None:
-            at_s = view.ear_s + (stint.start - view.ear_sample) / SAMPLE_RATE
-            by_clock_ms = (at_s - utterance.record.received_s) * 1000
-            # At a free pace there is no clock: not before it was in the ring is all that can be said.
-            started_ms = min(started_ms, max(by_clock_ms, utterance.first_audio_ms or 0.0))
             utterance.underruns_before = view.underruns
-        # A worker may be held up between the ring and the word of it; what is heard was made.
+            if made_ms is not None:
+                at_s = view.ear_s + (stint.start - view.ear_sample) / SAMPLE_RATE
+                by_clock_ms = (at_s - utterance.record.received_s) * 1000
+                # At a free pace there is no clock: not before it was made is all that can be said.
+                started_ms = min(started_ms, max(by_clock_ms, made_ms))
         self.state.first_made(utterance, started_ms)
         utterance.started_ms = started_ms
         self.state.write(BegunRecord(utterance.uid, utterance.first_audio_ms, started_ms))

@@ -59,8 +59,9 @@ class Production:
             state.crew.cleared(peer, message.stream)
         if not utterance.first_tokens_seen:
             utterance.first_tokens_seen = True
+            utterance.first_tokens_ms = (state.now_s - utterance.record.received_s) * 1000
             if utterance.prompt:
-                state.counters.latencies["first_tokens"].add((state.now_s - utterance.record.received_s) * 1000)
+                state.counters.latencies["first_tokens"].add(utterance.first_tokens_ms)
         if message.note:
             state.counters.counts["token_guards"] += 1
         if message.final:

@@ -249,6 +249,8 @@ class Utterance:
     """The whole text is in segments."""
     first_audio_ms: float | None = None
     started_ms: float | None = None
+    first_tokens_ms: float | None = None
+    """None also after a dispatcher's death."""
     first_tokens_seen: bool = False
     underruns_before: int = 0
 

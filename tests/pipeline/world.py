@@ -301,6 +301,8 @@ class World:
         self.stuck_clients: set[bytes] = set()
         self.silent: set[str] = set()
         """Workers of these roles work, but what they say stays on its way."""
+        self.ear_behind_s = 0.0
+        """The player's clock tells of its last block as so much longer ago."""
         self.poison = {"t3": "\x00", "s3gen": "\x00"} | (poison or {})
         """A text that kills the worker of this role which handles it."""
         self._carry = 0.0
@@ -461,7 +463,7 @@ class World:
         views = {}
         for output in self.machine.state.outputs.values() if hasattr(self, "machine") else ():
             ring = self.rings[output.slot]
-            views[output.slot] = RingView(ring.written, ring.read, ring.read, self.now_s)
+            views[output.slot] = RingView(ring.written, ring.read, ring.read, self.now_s - self.ear_behind_s)
         return views
 
     def _do(self, commands: list[Command]) -> None:

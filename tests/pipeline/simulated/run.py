@@ -490,7 +490,7 @@ class Run(MachineRoom):
     def _made_before_heard(self, speech: Speech, event: Finished) -> None:
         if event.started_ms is None:
             return
-        if event.first_audio_ms is None or event.first_audio_ms > event.started_ms:
+        if event.first_audio_ms is None or not 0 < event.first_audio_ms <= event.started_ms:
             self.fail(
                 f"{speech.id} was heard after {event.started_ms} ms, but its first sample made after "
                 f"{event.first_audio_ms}"
