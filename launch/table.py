@@ -40,12 +40,19 @@ def processes(config: Config, run_dir: Path) -> list[Spec]:
     ]
 
 
+SPINS = "2000"
+"""Two engines on the same processors (without a GPU) have as many threads each as there are: one that waits for the
+rest of its own by spinning, for milliseconds by default, takes from the other what that is waiting for."""
+
+
 def environment() -> dict[str, str]:
     """What the processes see: ours, their output unbuffered, crashes in native code with a traceback.
 
     A folder that happens to be the current one is no place to import from; a source tree is.
     """
     env = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", "PYTHONSAFEPATH": "1"}
+    if not env.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+        env["GOMP_SPINCOUNT"] = SPINS
     root = Path(__file__).resolve().parents[1]
     if (root / "pyproject.toml").exists():
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), env.get("PYTHONPATH", "")]))

@@ -16,7 +16,7 @@ REGRANT_S = 0.25
 SAFETY = 0.8
 """A rung may take this share of the speech that plays meanwhile."""
 
-_GROWTH_AT_MOST = 2.0
+_GROWTH_AT_MOST, _LEAST_GROWTH = 2.0, 1.05
 
 
 def ladder(first_tokens: int, most_tokens: int, render_ratio: float) -> tuple[int, ...]:
@@ -24,12 +24,14 @@ def ladder(first_tokens: int, most_tokens: int, render_ratio: float) -> tuple[in
 
     ``render_ratio`` is measured: seconds of computing per second of speech. While a rung plays, the
     next one is made; so a rung may be ``SAFETY / render_ratio`` times as long as the one before it,
-    at most doubling. An engine slower than that keeps small rungs (it starves either way, but
-    later).
+    at most doubling. An engine slower than that starves either way: its rungs double, as a longer one
+    costs less for what it holds (of S3Gen on a CPU half), may even keep up, and there are fewer gaps.
     """
     growth = min(_GROWTH_AT_MOST, SAFETY / render_ratio) if render_ratio > 0 else _GROWTH_AT_MOST
+    if growth <= _LEAST_GROWTH:
+        growth = _GROWTH_AT_MOST
     rungs = [first_tokens]
-    while rungs[-1] < most_tokens and growth > 1.05:
+    while rungs[-1] < most_tokens:
         rungs.append(min(most_tokens, max(rungs[-1] + 1, int(rungs[-1] * growth))))
     return tuple(rungs)
 

@@ -20,12 +20,14 @@ def test_rungs_grow_from_the_first_to_the_largest_and_no_faster_than_they_can_be
     assert rungs[-1] <= max(first, most)
     for before, after in itertools.pairwise(rungs):
         assert after <= max(before * 2, before + 1)
-        assert ratio * after <= SAFETY * before + ratio or after == before + 1
+        keeps_up = ratio * 1.05 < SAFETY
+        assert ratio * after <= SAFETY * before + ratio or after == before + 1 or not keeps_up
 
 
-def test_a_fast_engine_doubles_and_a_slow_one_stays_small() -> None:
-    assert ladder(12, 50, 0.05) == (12, 24, 48, 50)
-    assert ladder(12, 50, 0.9) == (12,)
+def test_rungs_double_unless_they_could_be_made_in_time_if_they_grew_less() -> None:
+    assert ladder(12, 50, 0.0) == ladder(12, 50, 0.05) == (12, 24, 48, 50)
+    assert ladder(12, 50, 0.6) == (12, 16, 21, 28, 37, 49, 50)
+    assert ladder(12, 50, 0.9) == ladder(12, 50, 6.0) == (12, 24, 48, 50)
 
 
 @given(ahead=st.floats(0, 20), made=st.floats(0, 100), share=st.floats(0, 1), limit=st.floats(0.5, 20))

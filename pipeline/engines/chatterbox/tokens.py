@@ -48,7 +48,7 @@ from pipeline.engines.chatterbox.speaking import Stream, Told
 from pipeline.engines.chatterbox.variants import START_TEXT, STOP_TEXT, TOKENS_PER_S, Variant
 
 SLOW_DEADLINE_S = 60.0
-"""How long reading a text may take without a GPU."""
+"""How long reading a text, or a round of decoding, may take without a GPU: other programs need the processors too."""
 
 
 class Encoded(Protocol):
@@ -288,6 +288,8 @@ class ChatterboxTokens:
     def _launch(self) -> None:
         """Queue rounds until one more than is waited for is under way."""
         speaking = [seat for seat, place in self._seated.items() if not (place.paused or place.stream.ended)]
+        if speaking and self._device.type != "cuda":
+            self._report("decoding", SLOW_DEADLINE_S)
         while speaking and len(self._rounds) <= self._ahead:
             self._rounds.append(self._decoder.launch(speaking))
 

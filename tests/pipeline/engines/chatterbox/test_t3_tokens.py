@@ -415,6 +415,17 @@ def test_stock_module_is_left_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in t3.state_dict().items())
 
 
+def test_without_a_gpu_a_round_is_announced_with_time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the supervisor takes a process that decodes for longer than `supervise.hang_s` for hung."""
+    told: list[tuple[str, float]] = []
+    model = half(CHATTERBOX, SHORT)
+    monkeypatch.setattr(model, "_report", lambda doing, deadline_s: told.append((doing, deadline_s)))
+    model.admit(1, segment())
+    model.step()
+    assert told[0] == ("reading a text", 60.0)
+    assert set(told[1:]) == {("decoding", 60.0)}
+
+
 def test_facts_tell_what_the_model_speaks() -> None:
     facts = half(MULTILINGUAL_V2, SHORT, max_batch=3).facts
     assert (facts.engine, facts.max_batch, facts.default_voice) == ("chatterbox-multilingual", 3, "ada")
