@@ -5,10 +5,9 @@
 T3 is compared on a fixed history (teacher-forced): how often it finds the same token likeliest (``top1_%``), the share
 of that token's probability that its own choice has (``kept_%``), and the divergence (``kl``). S3Gen is compared by the
 mel frames that it makes of the same tokens and noise (``mel_distance``, also in percent of their variation).
-``work_s``: the quickest of some runs over the same work (as many steps of decoding; the frames of as many tokens);
-``weights_mb``: of what is in that kind; ``worse_%``: what
-counts against the engine's limit; ``note``: why it is not used. Without --weights it measures a small model with random
-weights.
+``work_s``: the quickest of some runs over the same work (of T3 as many steps of decoding, one stream; of S3Gen the
+frames of as many tokens); ``weights_mb``: of what is in that kind; ``worse_%``: what counts against the engine's limit;
+``note``: why it is not used. Without --weights it measures a small model with random weights.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,11 @@ def _steps_s(variant: Variant, t3: Any, kind: str, device: str, tokens: int) -> 
     from perf.chatterbox_ours import rate
     from pipeline.engines.chatterbox import precision
 
+    speaking = deepcopy(t3)
+    models.only_sound(speaking)
     half = models.tokens_half(
         variant,
-        t3,
+        speaking,
         models.random_voice(variant),
         device=device,
         dtype=precision.dtype_of(kind),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +43,7 @@ def tokens(name: str, config: EngineConfig, report: Report) -> TokenModel:
         settings=settings.settings_of(variant),
         load_s=time.monotonic() - began,
     )
-    return ChatterboxTokens(
+    half = ChatterboxTokens(
         variant,
         t3,
         encoder,
@@ -53,6 +56,9 @@ def tokens(name: str, config: EngineConfig, report: Report) -> TokenModel:
         report=report,
         convert=chosen.convert,
     )
+    del t3
+    _give_memory_back()
+    return half
 
 
 def audio(name: str, config: EngineConfig, report: Report) -> AudioModel:
@@ -72,7 +78,7 @@ def audio(name: str, config: EngineConfig, report: Report) -> AudioModel:
     def posts(segment: Segment) -> Sequence:  # type: ignore[type-arg]
         return (*stretchers(segment.speed), *(marker.factories() if marker is not None else ()))
 
-    return ChatterboxAudio(
+    half = ChatterboxAudio(
         variant,
         s3gen,
         voices,
@@ -86,6 +92,9 @@ def audio(name: str, config: EngineConfig, report: Report) -> AudioModel:
         posts=posts,
         load_s=time.monotonic() - began,
     )
+    del s3gen
+    _give_memory_back()
+    return half
 
 
 def _ground(name: str, config: EngineConfig, report: Report) -> tuple[Variant, Options, Path, str]:
@@ -116,6 +125,14 @@ def _prompt_s(variant: Variant, options: Options) -> float | None:
     whole seconds, to which it is then cut."""
     whole = options.prompt_s >= variant.s3gen_reference_s and options.continuity != "masked"
     return None if whole else options.prompt_s
+
+
+def _give_memory_back() -> None:
+    """What loading, comparing and converting took for a while: hundreds of megabytes of a model of full size, which the
+    C library would keep for later."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _say(name: str, half: str, note: str) -> None:

@@ -1,8 +1,8 @@
 """T3's matrices as int8, each output with a scale of its own; what comes in and what comes out stays as it is.
 
 A step of decoding reads every weight for a row or two, so that memory is what it waits for: a quarter of the bytes, up
-to four times the steps (`cpu_step`). Nothing of what comes in is rounded: what a row gets depends on no other row, and
-a prefill and steps over the same tokens leave the same keys and values.
+to four times the steps (`cpu_step`). Nothing of what comes in is rounded to int8: what a row gets depends on no other
+row, and a prefill and steps over the same tokens leave the same keys and values but for float32's rounding.
 """
 
 from __future__ import annotations

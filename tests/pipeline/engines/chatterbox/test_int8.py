@@ -32,7 +32,8 @@ def test_outputs_are_near_to_what_they_were_however_large_the_weights_are(output
     assert got.shape == wanted.shape
     spread = plain.weight.norm(dim=1)
     assert ((got - wanted).abs() < 0.03 * spread).all()
-    assert torch.allclose(coarse.codes * coarse.scales[:, None], plain.weight, rtol=0, atol=float(coarse.scales.max()))
+    off = (coarse.codes * coarse.scales[:, None] - plain.weight).abs()
+    assert (off <= 0.51 * coarse.scales[:, None]).all()
     assert coarse.codes.abs().max() == 127
     assert coarse.codes.element_size() * 4 == plain.weight.element_size()
 

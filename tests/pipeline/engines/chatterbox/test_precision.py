@@ -40,8 +40,12 @@ def test_a_cpu_computes_in_float32_by_itself(t3, s3gen) -> None:
         precision.for_s3gen("auto", "cpu", s3gen, report),
     ):
         assert (chosen.name, chosen.dtype, chosen.convert) == ("float32", torch.float32, None)
-        assert chosen.note.startswith("computes in float32")
-    assert "int8 is about twice as quick" in precision.for_t3("auto", "cpu", t3, report).note
+        assert chosen.note == "computes in float32"
+
+
+def test_who_has_a_large_model_on_a_cpu_is_told_of_int8(t3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "LARGE", 1000)
+    assert "int8 its steps take about half the time" in precision.for_t3("auto", "cpu", t3, report).note
     assert precision.for_t3("float32", "cpu", t3, report).note == "computes in float32"
 
 
