@@ -383,7 +383,7 @@ class Cleaner(Struct):
         """``## Heading ##``: marks at the end of a heading are no text."""
         run = re.compile(r"#{1,64}[ \t]{0,64}").match(self.raw, self.at)
         end = run.end() if run else self.at + 1
-        if end == len(self.raw) and not ended and end - self.at < 64:
+        if end == len(self.raw) and not ended:
             raise NeedMore
         if self._char_before().isspace() and (end == len(self.raw) or self.raw[end] in _NEWLINES):
             self._widen_gap(Gap.SPACE)

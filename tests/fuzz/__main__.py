@@ -46,6 +46,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Coverage-guided fuzzing.")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)} (default: all)")
     parser.add_argument("--seconds", type=int, default=60, help="for each target (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="try the same inputs again (default: others each time)")
     parser.add_argument("--keep", action="store_true", help="take inputs that reach something new into the corpus")
     parser.add_argument("--child", metavar="FOLDER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -54,18 +55,19 @@ def main() -> int:
     if arguments.child:
         _become_fuzzer(arguments.targets[0], Path(arguments.child))
     for target in arguments.targets or TARGETS:
-        if code := fuzz(target, arguments.seconds, arguments.keep):
+        if code := fuzz(target, arguments.seconds, arguments.keep, arguments.seed):
             return code
     return 0
 
 
-def fuzz(target: str, seconds: int, keep: bool = False) -> int:
+def fuzz(target: str, seconds: int, keep: bool = False, seed: int = 0) -> int:
     """Fuzz a target in a process of its own; its exit code (0: nothing found)."""
     with tempfile.TemporaryDirectory() as scratch:
         # libFuzzer writes to the first corpus that it is given: a copy, unless what is new is to be kept.
         work = Path(scratch) / "work"
         work.mkdir()
         options = [f"-max_total_time={seconds}", f"-artifact_prefix={scratch}/{target}-", f"-rss_limit_mb={MEMORY_MB}"]
+        options += [f"-seed={seed}"] if seed else []
         code = _run(target, scratch, [*options, str(work), str(CORPUS / target)])
         if keep:
             for data in new(target, [path.read_bytes() for path in work.iterdir()]):
