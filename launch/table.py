@@ -46,7 +46,8 @@ rest of its own by spinning, for milliseconds by default, takes from the other w
 
 
 def environment() -> dict[str, str]:
-    """What the processes see: ours, their output unbuffered, crashes in native code with a traceback.
+    """What the processes see: ours, their output unbuffered, crashes in native code with a traceback, threads that wait
+    for each other asleep.
 
     A folder that happens to be the current one is no place to import from; a source tree is.
     """
